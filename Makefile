@@ -1,0 +1,51 @@
+# The two commands of the README are `make demo` and `make test`; both do all the set-up.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+# pip can read [dependency-groups] from 25.1 on; the version is bounded below for that.
+PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet
+
+.PHONY: demo test test-slow check format golden clean
+
+demo: $(VENV)/.installed  ## generate text from the bundled checkpoint
+	@$(BIN)/paddock demo
+
+test: $(VENV)/.test  ## every test that needs no GPU; live parity where torch is installed
+	@$(BIN)/python -m pytest -q -m "not slow"
+
+test-slow: $(VENV)/.test  ## the slow tests too
+	@$(BIN)/python -m pytest -q
+
+check: $(VENV)/.check  ## formatting, lint, types, import direction
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@PYTHONPATH=. $(BIN)/lint-imports
+
+format: $(VENV)/.check  ## rewrite what `make check` would complain about
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+parity: $(VENV)/.parity  ## install torch and transformers, so that `make test` compares with them live
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+
+$(VENV)/.installed: pyproject.toml
+	@echo "setting up $(VENV) (once; about a minute)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) --upgrade 'pip>=25.1'
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.installed
+	@$(PIP) --group test
+	@touch $@
+
+$(VENV)/.check: $(VENV)/.test
+	@$(PIP) --group check
+	@touch $@
+
+$(VENV)/.parity: $(VENV)/.test
+	@$(PIP) --group parity
+	@touch $@

@@ -1,0 +1,1 @@
+"""Paddock: a declarative model zoo that builds and serves language-model engines."""
