@@ -1,0 +1,95 @@
+"""What every engine is to the rest of the house."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from paddock.graph import Array, DType, Graph, PaddockError
+
+
+class BuildError(PaddockError):
+    """An engine cannot be built, loaded or opened."""
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """One call of the compiled graph: sequences of different ages, packed.
+
+    T tokens of S sequences: sequence s owns tokens `sequence_starts[s]:sequence_starts[s + 1]`,
+    has `past_lengths[s]` tokens in the cache already, and its blocks, which cover past and new
+    tokens, are `block_table[block_starts[s]:block_starts[s + 1]]`.
+    """
+
+    token_ids: Array  # i64 [T]
+    positions: Array  # i64 [T]
+    sequence_starts: Array  # i32 [S + 1]
+    past_lengths: Array  # i32 [S]
+    block_table: Array  # i32 [B], B = the sum of ceil((past + new) / block_size)
+    block_starts: Array  # i32 [S + 1]
+    logit_rows: Array  # i64 [R]: the tokens whose logits are wanted
+
+
+class Session(Protocol):
+    """An opened engine with its weights and its cache."""
+
+    vocab_size: int
+    block_size: int  # tokens that a cache block holds
+    block_bytes: int  # bytes of one block over all layers
+
+    def allocate_cache(self, blocks: int) -> None:
+        """Make room for `blocks` blocks; what an earlier cache held is gone."""
+
+    def run(self, step: StepInputs) -> Array:
+        """f32 logits [R, vocab_size]; the array is valid until the next call."""
+
+    def close(self) -> None:
+        """Give back cache and weights."""
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What an engine can do; recipes are checked against it before anything expensive."""
+
+    dtypes: tuple[DType, ...]
+    quantization: tuple[DType, ...]  # integer types of weights
+    cache_dtypes: tuple[str, ...]
+    collectives: bool = False
+
+
+class WeightSource(Protocol):
+    """Bound weights, by slot name: this rank's share, as stored."""
+
+    def whole(self, name: str) -> Array:
+        """The slot's array; named parts are joined."""
+
+    def part(self, name: str, part: str) -> Array:
+        """One named part of a slot."""
+
+
+class Engine(Protocol):
+    """A built engine: topology without weights."""
+
+    def save(self, folder: Path) -> None:
+        """Write the engine's own files into an existing folder."""
+
+    def open(self, weights: WeightSource, options: Mapping[str, Any]) -> Session:
+        """Bind weights; `options` are the recipe's `engine` settings that matter at run time."""
+
+
+class EngineKind(Protocol):
+    """A kind of engine, e.g. openvino: a module of `paddock.engines` with these names."""
+
+    NAME: str
+    CAPABILITIES: Capabilities
+
+    def version(self) -> str:
+        """The version of the compiler, part of the build cache's key."""
+
+    def build(self, graph: Graph, options: Mapping[str, Any]) -> Engine:
+        """Lower and check a traced graph. Raises `BuildError`."""
+
+    def load(self, folder: Path) -> Engine:
+        """Read what `Engine.save` wrote. Raises `BuildError` for a damaged folder."""

@@ -1,0 +1,175 @@
+"""The graph under construction, and the graph when done."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paddock.graph.dtype import DType
+from paddock.graph.errors import GraphError
+from paddock.graph.tensor import Node, Tensor, TensorType
+
+if TYPE_CHECKING:
+    from paddock.graph.op import Op
+
+_ROOM = str(Path(__file__).resolve().parent)
+_HOUSE = str(Path(__file__).resolve().parents[1])
+
+
+class Graph:
+    """Nodes in the order in which they were inserted, which is an order of evaluation.
+
+    `dtype` is the type that activations and unquantized weights have.
+    """
+
+    def __init__(self, dtype: DType = DType.F32) -> None:
+        self.dtype = dtype
+        self.nodes: list[Node] = []
+        self.outputs: tuple[Tensor, ...] = ()
+        self._path: list[str] = []
+        self._source: str | None = None
+
+    def insert(self, op: Op, inputs: tuple[Tensor, ...]) -> Any:
+        """Add a node; its outputs are one tensor or a tuple of several."""
+        path = ".".join(self._path)
+        source = self._source or _calling_line()
+        try:
+            types = op.infer(*(t.type for t in inputs))
+        except GraphError as error:
+            raise GraphError(f"{path or 'the model'} ({source}): {op.name}: {error}") from None
+        except TypeError as error:
+            raise GraphError(
+                f"{path or 'the model'} ({source}): {op.name} does not take"
+                f" {len(inputs)} operands ({', '.join(str(t.type) for t in inputs)}): {error}"
+            ) from error
+        node = Node(op, inputs, path, source)
+        several = isinstance(types, tuple)
+        node.outputs = tuple(
+            Tensor(node, i, t) for i, t in enumerate(types if isinstance(types, tuple) else [types])
+        )
+        self.nodes.append(node)
+        return node.outputs if several else node.outputs[0]
+
+    @contextmanager
+    def scope(self, name: str) -> Iterator[None]:
+        """Nodes inserted inside belong to the submodule `name` of the one around it."""
+        self._path.append(name)
+        try:
+            yield
+        finally:
+            self._path.pop()
+
+    @contextmanager
+    def at(self, node: Node) -> Iterator[None]:
+        """Nodes inserted inside take the place and the source line of `node` (for rewrites)."""
+        kept = self._path, self._source
+        self._path, self._source = [node.path] if node.path else [], node.source
+        try:
+            yield
+        finally:
+            self._path, self._source = kept
+
+    def find(self, op: type[Op]) -> Iterator[Node]:
+        return (n for n in self.nodes if isinstance(n.op, op))
+
+    def verify(self) -> None:
+        """Raise `GraphError` unless every operand is made by an earlier node of this graph.
+
+        The types that nodes carry are inferred again, so that a pass which built a node by hand
+        cannot smuggle in a wrong one.
+        """
+        made: set[int] = set()
+        for node in self.nodes:
+            for tensor in node.inputs:
+                if id(tensor) not in made:
+                    raise GraphError(
+                        f"{node.where}: {node.op.name} reads a {tensor.node.op.name} of"
+                        f" {tensor.node.where} that no earlier node of this graph makes"
+                    )
+            types = node.op.infer(*(t.type for t in node.inputs))
+            types = types if isinstance(types, tuple) else (types,)
+            found = tuple(t.type for t in node.outputs)
+            if types != found:
+                raise GraphError(
+                    f"{node.where}: {node.op.name} carries {_listed(found)}, its rule gives"
+                    f" {_listed(types)}"
+                )
+            made.update(id(t) for t in node.outputs)
+        for output in self.outputs:
+            if id(output) not in made:
+                raise GraphError(f"output {output.node.op.name} is not part of the graph")
+
+    def dump(self, *, sources: bool = False) -> str:
+        """One line a node, as text that a person or a golden file can compare."""
+        names: dict[int, str] = {}
+        lines = []
+        for i, node in enumerate(self.nodes):
+            for tensor in node.outputs:
+                tail = f".{tensor.index}" if len(node.outputs) > 1 else ""
+                names[id(tensor)] = f"%{i}{tail}"
+            given = [names[id(t)] for t in node.inputs]
+            given += [f"{k}={_short(v)}" for k, v in node.op.attributes.items()]
+            types = ", ".join(str(t.type) for t in node.outputs)
+            place = f"  # {node.path}" if node.path else ""
+            if sources:
+                place = f"{place or '  #'} {node.source}"
+            lines.append(f"%{i} = {node.op.name}({', '.join(given)}) : {types}{place}")
+        lines.append(f"return {', '.join(names[id(t)] for t in self.outputs)}")
+        return "\n".join(lines) + "\n"
+
+
+_GRAPH: ContextVar[Graph | None] = ContextVar("graph", default=None)
+
+
+def current_graph() -> Graph:
+    graph = _GRAPH.get()
+    if graph is None:
+        raise GraphError("no graph is being traced: call ops inside `with use_graph(Graph()):`")
+    return graph
+
+
+@contextmanager
+def use_graph(graph: Graph) -> Iterator[Graph]:
+    token = _GRAPH.set(graph)
+    try:
+        yield graph
+    finally:
+        _GRAPH.reset(token)
+
+
+def _calling_line() -> str:
+    """file:line of the nearest caller outside this room, relative to the project where inside."""
+    frame = sys._getframe(2)
+    while frame.f_back is not None and _resolved(frame.f_code.co_filename).startswith(_ROOM):
+        frame = frame.f_back
+    file = _resolved(frame.f_code.co_filename)
+    if file.startswith(_HOUSE):
+        file = file[len(_HOUSE) + 1 :]
+    return f"{file}:{frame.f_lineno}"
+
+
+_RESOLVED: dict[str, str] = {}
+
+
+def _resolved(file: str) -> str:
+    # Rooms are reached through links; one file must have one name.
+    if file not in _RESOLVED:
+        _RESOLVED[file] = str(Path(file).resolve())
+    return _RESOLVED[file]
+
+
+def _listed(types: tuple[TensorType, ...]) -> str:
+    return ", ".join(map(str, types))
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, tuple) and len(value) > 8:
+        head = ", ".join(_short(v) for v in value[:3])
+        return f"({head}, ... {len(value)} in all)"
+    if isinstance(value, tuple):
+        return f"({', '.join(_short(v) for v in value)})"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,115 @@
+"""Attention over the paged cache."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from paddock.graph.dtype import Array
+from paddock.graph.errors import GraphError
+from paddock.graph.op import Op
+from paddock.graph.ops.elementwise import widen
+from paddock.graph.tensor import Tensor, TensorType
+
+
+@dataclass(frozen=True)
+class Attention(Op):
+    """Write this step's keys and values into their cache blocks, then attend causally over all.
+
+    Operands: q [tokens, heads, size], k and v [tokens, kv heads, size], the two caches
+    [blocks, block size, kv heads, size], and the step's `sequence_starts`, `past_lengths`,
+    `block_table`, `block_starts` (see `paddock.engines.protocol.StepInputs`). A token at position
+    i of its sequence sees the positions j with i - window < j <= i. Vaswani et al. 2017,
+    arxiv.org/abs/1706.03762; grouped queries: arxiv.org/abs/2305.13245; `soft_cap`, by which
+    scores s become cap * tanh(s / cap): Gemma 2, arxiv.org/abs/2408.00118.
+    """
+
+    scale: float
+    window: int | None = None
+    soft_cap: float | None = None
+
+    def infer(
+        self,
+        q: TensorType,
+        k: TensorType,
+        v: TensorType,
+        key_cache: TensorType,
+        value_cache: TensorType,
+        sequence_starts: TensorType,
+        past_lengths: TensorType,
+        block_table: TensorType,
+        block_starts: TensorType,
+    ) -> TensorType:
+        if not q.rank == k.rank == v.rank == 3 or q.shape[2] != k.shape[2]:
+            raise GraphError(f"expected q, k, v [tokens, heads, size]: {q}, {k}, {v}")
+        if k.shape[:2] != v.shape[:2] or q.size(1) % k.size(1):
+            raise GraphError(f"{q.size(1)} heads do not share the {k.size(1)} of {k} and {v}")
+        for name, cache, x in (("key", key_cache, k), ("value", value_cache, v)):
+            if cache.shape[2:] != x.shape[1:]:
+                raise GraphError(f"the {name} cache {cache} does not hold {x}")
+        if self.window is not None and self.window < 1:
+            raise GraphError(f"a window of {self.window} tokens sees nothing")
+        return q.with_shape(q.shape[0], q.shape[1], v.shape[2])
+
+    def compute(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        key_cache: Array,
+        value_cache: Array,
+        sequence_starts: Array,
+        past_lengths: Array,
+        block_table: Array,
+        block_starts: Array,
+    ) -> Array:
+        block_size = key_cache.shape[1]
+        out = np.empty((*q.shape[:2], v.shape[2]), widen(q).dtype)
+        for s, past in enumerate(past_lengths):
+            tokens = slice(sequence_starts[s], sequence_starts[s + 1])
+            blocks = block_table[block_starts[s] : block_starts[s + 1]]
+            new = tokens.stop - tokens.start
+            at = np.arange(past, past + new)
+            key_cache[blocks[at // block_size], at % block_size] = k[tokens]
+            value_cache[blocks[at // block_size], at % block_size] = v[tokens]
+            keys = widen(key_cache[blocks].reshape(-1, *k.shape[1:])[: past + new])
+            values = widen(value_cache[blocks].reshape(-1, *v.shape[1:])[: past + new])
+            out[tokens] = self._attend(widen(q[tokens]), keys, values, at)
+        return out.astype(q.dtype)
+
+    def _attend(self, q: Array, k: Array, v: Array, at: Array) -> Array:
+        """q: [new, heads, size] at positions `at`; k, v: [all, kv heads, size]."""
+        new, heads, size = q.shape
+        kv_heads = k.shape[1]
+        grouped = q.reshape(new, kv_heads, heads // kv_heads, size).transpose(1, 2, 0, 3)
+        scores = grouped @ k.transpose(1, 2, 0)[:, None] * q.dtype.type(self.scale)
+        if self.soft_cap is not None:
+            cap = q.dtype.type(self.soft_cap)
+            scores = cap * np.tanh(scores / cap)
+        j = np.arange(len(k))
+        seen = j <= at[:, None]
+        if self.window is not None:
+            seen &= j > at[:, None] - self.window
+        scores = np.where(seen, scores, -np.inf)
+        scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        weights = scores / scores.sum(axis=-1, keepdims=True)
+        result = weights @ v.transpose(1, 0, 2)[:, None]
+        return result.transpose(2, 0, 1, 3).reshape(new, heads, v.shape[2])
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    caches: tuple[Tensor, Tensor],
+    sequence_starts: Tensor,
+    past_lengths: Tensor,
+    block_table: Tensor,
+    block_starts: Tensor,
+    scale: float,
+    window: int | None = None,
+    soft_cap: float | None = None,
+) -> Tensor:
+    """q: [tokens, heads, size]; k, v: [tokens, kv heads, size] -> [tokens, heads, size]."""
+    steps = (sequence_starts, past_lengths, block_table, block_starts)
+    return Attention(scale, window, soft_cap)(q, k, v, *caches, *steps)

@@ -1,0 +1,89 @@
+"""Ops that move elements about."""
+
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from paddock.graph.dtype import Array
+from paddock.graph.errors import GraphError
+from paddock.graph.op import Op
+from paddock.graph.tensor import Tensor, TensorType
+
+
+@dataclass(frozen=True)
+class Split(Op):
+    """Cut the last axis into pieces of the given sizes."""
+
+    sizes: tuple[int, ...]
+
+    def infer(self, x: TensorType) -> tuple[TensorType, ...]:
+        if sum(self.sizes) != x.size(-1):
+            raise GraphError(f"sizes {self.sizes} sum to {sum(self.sizes)}, the last axis of {x}")
+        return tuple(x.with_shape(*x.shape[:-1], size) for size in self.sizes)
+
+    def compute(self, x: Array) -> tuple[Array, ...]:
+        return tuple(np.split(x, np.cumsum(self.sizes)[:-1], axis=-1))
+
+
+@dataclass(frozen=True)
+class Concat(Op):
+    """Join along the last axis."""
+
+    def infer(self, *xs: TensorType) -> TensorType:
+        first = xs[0]
+        for x in xs:
+            if x.dtype is not first.dtype or x.shape[:-1] != first.shape[:-1]:
+                raise GraphError(f"{x} does not join {first} along the last axis")
+        return first.with_shape(*first.shape[:-1], sum(x.size(-1) for x in xs))
+
+    def compute(self, *xs: Array) -> Array:
+        return np.concatenate(xs, axis=-1)
+
+
+@dataclass(frozen=True)
+class Reshape(Op):
+    """Another view of the axes behind the first, which stays: [tokens, a*b] <-> [tokens, a, b]."""
+
+    tail: tuple[int, ...]
+
+    def infer(self, x: TensorType) -> TensorType:
+        if prod(x.size(i) for i in range(1, x.rank)) != prod(self.tail):
+            raise GraphError(f"{x} has no view [{x.shape[0]}, {', '.join(map(str, self.tail))}]")
+        return x.with_shape(x.shape[0], *self.tail)
+
+    def compute(self, x: Array) -> Array:
+        return x.reshape(x.shape[0], *self.tail)
+
+
+@dataclass(frozen=True)
+class Gather(Op):
+    """Rows of x by number: [n, ...] and integers [m] -> [m, ...]."""
+
+    def infer(self, x: TensorType, rows: TensorType) -> TensorType:
+        if rows.rank != 1 or rows.dtype.is_float:
+            raise GraphError(f"row numbers must be integers along one axis, got {rows}")
+        return x.with_shape(rows.shape[0], *x.shape[1:])
+
+    def compute(self, x: Array, rows: Array) -> Array:
+        return x[rows]
+
+
+def split(x: Tensor, *sizes: int) -> tuple[Tensor, ...]:
+    """x: [..., sum(sizes)] -> one tensor [..., size] each; x itself where there is one size."""
+    return (x,) if sizes == (x.type.size(-1),) else Split(sizes)(x)
+
+
+def concat(*xs: Tensor) -> Tensor:
+    """[..., a], [..., b], ... -> [..., a + b + ...]."""
+    return Concat()(*xs)
+
+
+def reshape(x: Tensor, *tail: int) -> Tensor:
+    """[n, ...] -> [n, *tail]."""
+    return x if x.shape[1:] == tail else Reshape(tail)(x)
+
+
+def gather(x: Tensor, rows: Tensor) -> Tensor:
+    """x: [n, ...], rows: integers [m] -> [m, ...]."""
+    return Gather()(x, rows)

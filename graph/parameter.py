@@ -1,0 +1,143 @@
+"""A slot for one weight: its full shape, how it divides over ranks, how it is stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from paddock.graph.dtype import DType
+from paddock.graph.errors import GraphError
+from paddock.graph.graph import current_graph
+from paddock.graph.mesh import Mesh, current_mesh
+from paddock.graph.tensor import Tensor
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Named segments of one axis, e.g. the q, k and v rows of a fused projection.
+
+    `unit` is the size that a rank never cuts through (the head size, in attention). Where ranks
+    outnumber the units of a part and `repeat` is set, neighbouring ranks hold the same unit.
+    """
+
+    sizes: dict[str, int]
+    unit: int = 1
+    repeat: bool = False
+
+    @property
+    def total(self) -> int:
+        return sum(self.sizes.values())
+
+    def slice(self, part: str, mesh: Mesh) -> slice:
+        """The rows of `part` that belong on this rank."""
+        width = self._width(part, mesh.tp)
+        start = mesh.tp_rank * self.sizes[part] // mesh.tp // width * width
+        return slice(start, start + width)
+
+    def local(self, mesh: Mesh) -> Parts:
+        """The same segments with the sizes that one rank holds."""
+        sizes = {part: self._width(part, mesh.tp) for part in self.sizes}
+        return Parts(sizes, self.unit, self.repeat)
+
+    def _width(self, part: str, tp: int) -> int:
+        size = self.sizes[part]
+        units, rest = divmod(size, self.unit)
+        if rest:
+            raise GraphError(f"part {part!r}: {size} is not a multiple of its unit {self.unit}")
+        if units % tp == 0:
+            return size // tp
+        if self.repeat and tp % units == 0:
+            return self.unit
+        fits = [n for n in range(1, units + 1) if units % n == 0]
+        raise GraphError(
+            f"part {part!r}: {units} units of {self.unit} do not divide over tp={tp};"
+            f" tp may be one of {', '.join(map(str, fits))}"
+            + (f", or a multiple of {units}" if self.repeat else "")
+        )
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Divide axis `dim` over the tensor-parallel ranks, segment by segment."""
+
+    dim: int
+    parts: Parts
+
+
+@dataclass(frozen=True)
+class QuantFormat:
+    """Weights as integers with a scale: value = integer x scale, symmetric about zero.
+
+    `group` is how many neighbours along the input axis share a scale; None means a whole row.
+    """
+
+    dtype: DType  # i8 or i4
+    group: int | None = None
+    scale: DType = DType.F16
+
+    def __str__(self) -> str:
+        return f"{self.dtype}" + (f" groups of {self.group}" if self.group else " per row")
+
+
+@dataclass(eq=False)
+class Parameter:
+    """A slot. It holds no data and knows no rank: `shape` is the whole model's.
+
+    `dtype` is None for the graph's own type. `quantizable` marks the weights of matrix products,
+    [outputs, inputs], which `quantize` may give a format.
+    """
+
+    shape: tuple[int, ...]
+    shard: Shard | None = None
+    dtype: DType | None = None
+    quantizable: bool = False
+    quant: QuantFormat | None = None
+    name: str = field(default="", init=False)  # the path, given by the module tree when traced
+
+    def local_shape(self, mesh: Mesh) -> tuple[int, ...]:
+        """The shape that one rank holds."""
+        if self.shard is None:
+            return self.shape
+        shape = list(self.shape)
+        shape[self.shard.dim] = self.shard.parts.local(mesh).total
+        return tuple(shape)
+
+    def local_slice(self, part: str, mesh: Mesh) -> tuple[slice, ...]:
+        """Where in the whole tensor of `part` this rank's share lies."""
+        whole = [slice(0, n) for n in self.shape]
+        if self.shard is not None:
+            whole[self.shard.dim] = self.shard.parts.slice(part, mesh)
+        return tuple(whole)
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Part names and their whole sizes; a slot with no named parts has the one part ''."""
+        return self.shard.parts.sizes if self.shard else {"": self.shape[0]}
+
+    @property
+    def tensor(self) -> Tensor:
+        """This rank's share as a tensor of the current graph, dequantized where it is quantized."""
+        from paddock.graph.ops import parameter
+
+        return parameter(self, current_mesh(), current_graph().dtype)
+
+
+@dataclass(eq=False)
+class Cache:
+    """A layer's state, declared as a Parameter is: `shape` is what one token adds.
+
+    Paged: the runtime hands out blocks of tokens. [heads, head size] divides over the ranks by
+    `shard` as weights do.
+    """
+
+    shape: tuple[int, ...]
+    shard: Shard | None = None
+    name: str = field(default="", init=False)
+
+    def local_shape(self, mesh: Mesh) -> tuple[int, ...]:
+        return Parameter(self.shape, self.shard).local_shape(mesh)
+
+    @property
+    def tensor(self) -> Tensor:
+        from paddock.graph.ops import cache
+
+        return cache(self, current_mesh(), current_graph().dtype)
