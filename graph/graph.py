@@ -112,7 +112,7 @@ class Graph:
                 tail = f".{tensor.index}" if len(node.outputs) > 1 else ""
                 names[id(tensor)] = f"%{i}{tail}"
             given = [names[id(t)] for t in node.inputs]
-            given += [f"{k}={_short(v)}" for k, v in node.op.attributes.items()]
+            given += [f"{k}={_short(v)}" for k, v in node.op.noted_attributes.items()]
             types = ", ".join(str(t.type) for t in node.outputs)
             place = f"  # {node.path}" if node.path else ""
             if sources:

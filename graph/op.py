@@ -72,3 +72,8 @@ class Op:
     @property
     def attributes(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @property
+    def noted_attributes(self) -> dict[str, Any]:
+        """The attributes that a dump shows: those that differ from their defaults."""
+        return {f.name: v for f in fields(self) if (v := getattr(self, f.name)) != f.default}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import prod
 from typing import TYPE_CHECKING
 
 from paddock.graph.dtype import DType
@@ -102,9 +101,9 @@ class Node:
         return f"{self.path or 'the model'} ({self.source})"
 
 
-def count(shape: Shape) -> int:
-    """Number of elements of a shape without symbolic dimensions."""
-    fixed = [d for d in shape if isinstance(d, int)]
-    if len(fixed) != len(shape):
+def fixed(shape: Shape) -> tuple[int, ...]:
+    """A shape without symbolic dimensions, or a `GraphError`."""
+    sizes = tuple(d for d in shape if isinstance(d, int))
+    if len(sizes) != len(shape):
         raise GraphError(f"the shape ({', '.join(map(str, shape))}) has no fixed size")
-    return prod(fixed)
+    return sizes

@@ -51,6 +51,7 @@ from paddock.graph.ops.source import (
     parameter,
     scale_name,
     scale_shape,
+    split_parts,
 )
 
 __all__ = [
@@ -106,4 +107,5 @@ __all__ = [
     "send",
     "silu",
     "split",
+    "split_parts",
 ]

@@ -1,7 +1,7 @@
 """Where values come from: the step's inputs, weights, caches."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from paddock.graph.dtype import Array, DType
 from paddock.graph.errors import GraphError
@@ -28,6 +28,12 @@ class Source(Op):
     def compute(self) -> Array:
         raise GraphError(f"{self.key!r} has no value of its own: {self.fed_by} feeds it")
 
+    @property
+    def noted_attributes(self) -> dict[str, Any]:
+        """Less type and shape, which a dump shows anyway."""
+        noted = super().noted_attributes
+        return {k: v for k, v in noted.items() if k not in ("dtype", "shape")}
+
 
 @dataclass(frozen=True)
 class Input(Source):
@@ -36,8 +42,13 @@ class Input(Source):
 
 @dataclass(frozen=True)
 class Weight(Source):
-    """This rank's share of a slot as it is stored; `part` is one named part, or '' for all."""
+    """This rank's share of a slot as it is stored.
 
+    `parts` names the neighbouring segments of rows where several projections are fused in it;
+    `part` is set where the node stands for one of them alone.
+    """
+
+    parts: tuple[tuple[str, int], ...] = ()
     part: str = ""
 
     fed_by: ClassVar[str] = "the bound weights"
@@ -79,10 +90,15 @@ def input_tensor(key: str, dtype: DType, *shape: object) -> Tensor:
 def parameter(slot: Parameter, mesh: Mesh, dtype: DType) -> Tensor:
     """A rank's share of a slot: a weight, or integers and scales under a `dequantize`."""
     shape = slot.local_shape(mesh)
+    parts: tuple[tuple[str, int], ...] = ()
+    if slot.shard is not None and slot.shard.dim == 0 and len(slot.parts) > 1:
+        parts = tuple(slot.shard.parts.local(mesh).sizes.items())
     if slot.quant is None:
-        return _once(Weight(slot.name, slot.dtype or dtype, shape))
-    values = _once(Weight(slot.name, slot.quant.dtype, shape))
-    scales = _once(Weight(scale_name(slot.name), slot.quant.scale, scale_shape(shape, slot.quant)))
+        return _once(Weight(slot.name, slot.dtype or dtype, shape, parts))
+    values = _once(Weight(slot.name, slot.quant.dtype, shape, parts))
+    scales = _once(
+        Weight(scale_name(slot.name), slot.quant.scale, scale_shape(shape, slot.quant), parts)
+    )
     tensor: Tensor = Dequantize(dtype)(values, scales)
     return tensor
 
@@ -118,3 +134,18 @@ def _once(op: Source) -> Tensor:
             return node.outputs[0]
     tensor: Tensor = op()
     return tensor
+
+
+def split_parts(tensor: Tensor) -> tuple[Tensor, ...] | None:
+    """One tensor for each fused part of a weight, or None where it has no parts of its own."""
+    op = tensor.node.op
+    if isinstance(op, Weight) and op.parts:
+        return tuple(
+            _once(Weight(op.key, op.dtype, (rows, *op.shape[1:]), part=part))
+            for part, rows in op.parts
+        )
+    if isinstance(op, Dequantize):
+        integers, scales = (split_parts(t) for t in tensor.node.inputs)
+        if integers is not None and scales is not None:
+            return tuple(op(*pair) for pair in zip(integers, scales, strict=True))
+    return None

@@ -1,0 +1,94 @@
+"""Graphs as JSON: what an engine folder keeps of a topology."""
+
+import json
+from dataclasses import fields
+from typing import Any
+
+from paddock.graph.dtype import DType
+from paddock.graph.errors import GraphError, nearest
+from paddock.graph.graph import Graph
+from paddock.graph.op import OPS, Op
+from paddock.graph.tensor import Dim, Tensor
+
+SCHEMA = 1
+
+
+def to_json(graph: Graph) -> str:
+    """Text with one node a line; equal graphs give equal text."""
+    number: dict[int, tuple[int, int]] = {}
+    lines = []
+    for i, node in enumerate(graph.nodes):
+        number.update({id(t): (i, t.index) for t in node.outputs})
+        record = {
+            "op": node.op.name,
+            "attributes": {k: _encode(v) for k, v in node.op.attributes.items()},
+            "inputs": [number[id(t)] for t in node.inputs],
+            "path": node.path,
+            "source": node.source,
+        }
+        lines.append(json.dumps(record))
+    outputs = json.dumps([number[id(t)] for t in graph.outputs])
+    head = f'{{"schema": {SCHEMA}, "dtype": "{graph.dtype}", "outputs": {outputs}, "nodes": [\n'
+    return head + ",\n".join(lines) + "\n]}\n"
+
+
+def from_json(text: str) -> Graph:
+    """The graph again, its types inferred anew. Raises `GraphError` for anything out of order."""
+    try:
+        data = json.loads(text)
+        if data["schema"] != SCHEMA:
+            raise GraphError(f"graph schema {data['schema']}, this version reads {SCHEMA}")
+        graph = Graph(DType(data["dtype"]))
+        for record in data["nodes"]:
+            op = _op(record["op"], record["attributes"])
+            inputs = tuple(_tensor(graph, *pair) for pair in record["inputs"])
+            graph.insert(op, inputs)
+            graph.nodes[-1].path, graph.nodes[-1].source = record["path"], record["source"]
+        graph.outputs = tuple(_tensor(graph, *pair) for pair in data["outputs"])
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise GraphError(f"the graph's file is damaged: {type(error).__name__}: {error}") from error
+    graph.verify()
+    return graph
+
+
+def _op(name: str, attributes: dict[str, Any]) -> Op:
+    kind = OPS.get(name)
+    if kind is None:
+        raise GraphError(
+            f"unknown op {name!r}{nearest(name, OPS)}; if a plugin defines it, name the plugin's"
+            " module in `plugins`"
+        )
+    known = {f.name for f in fields(kind)}
+    if set(attributes) - known:
+        raise GraphError(f"op {name!r} has no attribute {min(set(attributes) - known)!r}")
+    return kind(**{k: _decode(v) for k, v in attributes.items()})
+
+
+def _tensor(graph: Graph, node: int, index: int) -> Tensor:
+    if not (0 <= node < len(graph.nodes) and 0 <= index < len(graph.nodes[node].outputs)):
+        raise GraphError(f"the graph's file is damaged: no output {index} of node {node}")
+    return graph.nodes[node].outputs[index]
+
+
+def _encode(value: Any) -> Any:
+    match value:
+        case DType():
+            return {"dtype": str(value)}
+        case Dim():
+            return {"dim": value.name}
+        case tuple():
+            return [_encode(v) for v in value]
+        case None | bool() | int() | float() | str():
+            return value
+    raise GraphError(f"an attribute of type {type(value).__name__} cannot be written to a file")
+
+
+def _decode(value: Any) -> Any:
+    match value:
+        case {"dtype": str(name)}:
+            return DType(name)
+        case {"dim": str(name)}:
+            return Dim(name)
+        case list():
+            return tuple(_decode(v) for v in value)
+    return value

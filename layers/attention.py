@@ -1,0 +1,81 @@
+"""Grouped-query attention that owns its projections and its cache."""
+
+from paddock.graph import Cache, Module, Parts, Shard, Tensor
+from paddock.graph import ops as F
+from paddock.layers.linear import ColumnLinear, RowLinear
+from paddock.layers.norm import RMSNorm
+from paddock.layers.rotary import Rotary
+from paddock.layers.step import Step
+
+
+class Attention(Module):
+    """Causal self-attention.
+
+    Queries share keys and values in groups of heads / kv_heads:
+
+        multi-head        grouped           multi-query
+        q q q q           q q q q           q q q q
+        | | | |           |/  |/            |/_/_/
+        k k k k           k   k             k
+
+    `rotary` None leaves positions out; `window` is how many tokens a token sees, itself counted;
+    `qk_norm_eps` adds an RMSNorm over each head of q and k before they are turned; `scale`
+    defaults to 1 / sqrt(head_dim).
+    """
+
+    def __init__(
+        self,
+        hidden: int,
+        *,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        rotary: Rotary | None,
+        window: int | None = None,
+        soft_cap: float | None = None,
+        scale: float | None = None,
+        qk_norm_eps: float | None = None,
+        bias: bool = False,
+        out_bias: bool = False,
+    ) -> None:
+        q, kv = heads * head_dim, kv_heads * head_dim
+        self.qkv_proj = ColumnLinear(
+            hidden, {"q": q, "k": kv, "v": kv}, unit=head_dim, repeat=True, bias=bias
+        )
+        if qk_norm_eps is not None:
+            self.q_norm = RMSNorm(head_dim, eps=qk_norm_eps)
+            self.k_norm = RMSNorm(head_dim, eps=qk_norm_eps)
+        self.rotary = rotary
+        self.o_proj = RowLinear(q, hidden, unit=head_dim, bias=out_bias)
+        by_head = Shard(0, Parts({"heads": kv_heads}, repeat=True))
+        self.key_cache = Cache((kv_heads, head_dim), by_head)
+        self.value_cache = Cache((kv_heads, head_dim), by_head)
+        self.head_dim, self.window, self.soft_cap = head_dim, window, soft_cap
+        self.scale = head_dim**-0.5 if scale is None else scale
+        self.has_qk_norm = qk_norm_eps is not None
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        """x: [tokens, hidden] -> [tokens, hidden]."""
+        q, k, v = (self._heads(y) for y in self.qkv_proj(x))
+        if self.has_qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.rotary is not None:
+            q, k = self.rotary(q, k, step)
+        y = F.attention(
+            q,
+            k,
+            v,
+            caches=(self.key_cache.tensor, self.value_cache.tensor),
+            sequence_starts=step.sequence_starts,
+            past_lengths=step.past_lengths,
+            block_table=step.block_table,
+            block_starts=step.block_starts,
+            scale=self.scale,
+            window=self.window,
+            soft_cap=self.soft_cap,
+        )
+        return self.o_proj(F.reshape(y, y.type.size(1) * y.type.size(2)))
+
+    def _heads(self, y: Tensor) -> Tensor:
+        """[tokens, heads * head_dim] -> [tokens, heads, head_dim], as many as this rank has."""
+        return F.reshape(y, y.type.size(1) // self.head_dim, self.head_dim)

@@ -1,0 +1,180 @@
+"""Rotary frequencies, with the scalings by which models reach beyond the context they began with.
+
+Field names are those of `rope_parameters` in config.json.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from paddock.graph import Array, Module, Tensor
+from paddock.graph import ops as F
+from paddock.layers.step import Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class RotaryScaling:
+    """What `rope_parameters` says. Fields that a type does not use stay None."""
+
+    rope_theta: float = 10_000.0
+    rope_type: str = "default"
+    partial_rotary_factor: float = 1.0
+    factor: float | None = None
+    original_max_position_embeddings: int | None = None
+    max_position_embeddings: int | None = None
+    attention_factor: float | None = None
+    beta_fast: float | None = None
+    beta_slow: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+    short_factor: tuple[float, ...] | None = None
+    long_factor: tuple[float, ...] | None = None
+
+
+class Rotary(Module):
+    """Turns queries and keys by their positions."""
+
+    def __init__(self, head_dim: int, scaling: RotaryScaling, *, interleaved: bool = False) -> None:
+        self.head_dim, self.scaling, self.interleaved = head_dim, scaling, interleaved
+
+    def forward(self, q: Tensor, k: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        """q: [tokens, heads, head_dim], k: [tokens, kv heads, head_dim] -> both, turned."""
+        inverse, factor = frequencies(self.scaling, self.head_dim, step.max_context)
+        cos, sin = F.rotary_angles(step.positions, inverse, factor)
+        q = F.rotary(q, cos, sin, interleaved=self.interleaved)
+        return q, F.rotary(k, cos, sin, interleaved=self.interleaved)
+
+
+def frequencies(
+    scaling: RotaryScaling, head_dim: int, max_context: int
+) -> tuple[tuple[float, ...], float]:
+    """Radians a position for each rotated pair, and the factor on cosines and sines.
+
+    Where a type depends on the sequence's length (dynamic, longrope), `max_context` stands for
+    it: one engine turns every sequence alike, so that a cached key never needs another angle and
+    nobody's text depends on who shares the batch.
+    """
+    dim = int(head_dim * scaling.partial_rotary_factor)
+    inverse, factor = ROTARY_TYPES[scaling.rope_type](scaling, dim, max_context)
+    return tuple(map(float, inverse)), factor
+
+
+def _default(scaling: RotaryScaling, dim: int, max_context: int) -> tuple[Array, float]:
+    return 1.0 / _wavelengths(scaling.rope_theta, dim), 1.0
+
+
+def _linear(scaling: RotaryScaling, dim: int, max_context: int) -> tuple[Array, float]:
+    """Positions divided by a factor: Chen et al. 2023, arxiv.org/abs/2306.15595."""
+    assert scaling.factor is not None
+    return 1.0 / _wavelengths(scaling.rope_theta, dim) / np.float32(scaling.factor), 1.0
+
+
+def _dynamic(scaling: RotaryScaling, dim: int, max_context: int) -> tuple[Array, float]:
+    """A base that grows with the length beyond what was trained (NTK-aware, bloc97, emozilla)."""
+    assert scaling.factor is not None
+    assert scaling.max_position_embeddings is not None
+    trained = scaling.max_position_embeddings
+    growth = scaling.factor * max(max_context, trained) / trained - (scaling.factor - 1)
+    return 1.0 / _wavelengths(scaling.rope_theta * growth ** (dim / (dim - 2)), dim), 1.0
+
+
+def _yarn(scaling: RotaryScaling, dim: int, max_context: int) -> tuple[Array, float]:
+    """Fast pairs as trained, slow ones interpolated: Peng et al. 2023, arxiv.org/abs/2309.00071."""
+    trained = scaling.original_max_position_embeddings
+    assert trained is not None
+    factor = scaling.factor
+    if factor is None:
+        assert scaling.max_position_embeddings is not None
+        factor = scaling.max_position_embeddings / trained
+
+    def pair_of(rotations: float) -> float:
+        """The pair that turns so often over the trained length."""
+        turns = math.log(trained / (rotations * 2 * math.pi))
+        return dim * turns / (2 * math.log(scaling.rope_theta))
+
+    low, high = pair_of(scaling.beta_fast or 32.0), pair_of(scaling.beta_slow or 1.0)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    width = high - low if high != low else 0.001
+    interpolated = np.clip((np.arange(dim // 2, dtype=np.float32) - low) / width, 0, 1)
+    waves = _wavelengths(scaling.rope_theta, dim)
+    inverse = interpolated / (factor * waves) + (1 - interpolated) / waves
+
+    def magnitude(weight: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+    if scaling.attention_factor is not None:
+        return inverse, scaling.attention_factor
+    if scaling.mscale and scaling.mscale_all_dim:
+        return inverse, magnitude(scaling.mscale) / magnitude(scaling.mscale_all_dim)
+    return inverse, magnitude(1.0)
+
+
+def _llama3(scaling: RotaryScaling, dim: int, max_context: int) -> tuple[Array, float]:
+    """Slow pairs slowed further, with a smooth passage: Llama 3.1's reference code."""
+    assert scaling.factor is not None
+    assert scaling.low_freq_factor is not None
+    assert scaling.high_freq_factor is not None
+    assert scaling.original_max_position_embeddings is not None
+    trained = scaling.original_max_position_embeddings
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    inverse = 1.0 / _wavelengths(scaling.rope_theta, dim)
+    turns = trained * inverse / (2 * math.pi)  # over the trained length
+    smooth = np.clip((turns - low) / (high - low), 0, 1)
+    return (1 - smooth) * inverse / scaling.factor + smooth * inverse, 1.0
+
+
+def _longrope(scaling: RotaryScaling, dim: int, max_context: int) -> tuple[Array, float]:
+    """A searched factor for each pair: Ding et al. 2024, arxiv.org/abs/2402.13753."""
+    trained = scaling.original_max_position_embeddings
+    assert trained is not None
+    assert scaling.short_factor is not None
+    assert scaling.long_factor is not None
+    chosen = scaling.long_factor if max_context > trained else scaling.short_factor
+    inverse = 1.0 / (np.asarray(chosen, np.float32) * _wavelengths(scaling.rope_theta, dim))
+    factor = scaling.factor
+    if factor is None:
+        assert scaling.max_position_embeddings is not None
+        factor = scaling.max_position_embeddings / trained
+    if scaling.attention_factor is not None:
+        return inverse, scaling.attention_factor
+    if factor <= 1:
+        return inverse, 1.0
+    return inverse, math.sqrt(1 + math.log(factor) / math.log(trained))
+
+
+def _wavelengths(theta: float, dim: int) -> Array:
+    """theta^(2i / dim): positions for one radian, in f32 as models are trained with it."""
+    exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+    return np.power(np.float32(theta), exponents)
+
+
+ROTARY_TYPES: dict[str, Callable[[RotaryScaling, int, int], tuple[Array, float]]] = {
+    "default": _default,
+    "linear": _linear,
+    "dynamic": _dynamic,
+    "yarn": _yarn,
+    "llama3": _llama3,
+    "longrope": _longrope,
+}
+
+# What `rope_parameters` must give for each type, beside rope_theta.
+REQUIRED: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor", "max_position_embeddings"),
+    "yarn": ("original_max_position_embeddings",),
+    "llama3": (
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "original_max_position_embeddings",
+    ),
+    "longrope": ("short_factor", "long_factor", "original_max_position_embeddings"),
+}

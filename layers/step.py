@@ -1,0 +1,39 @@
+"""What one engine step feeds to every layer."""
+
+from dataclasses import dataclass
+
+from paddock.graph import DType, Tensor
+from paddock.graph.ops import input_tensor
+from paddock.graph.tensor import ROWS, SEQUENCES, STARTS, TABLE, TOKENS
+
+
+@dataclass(frozen=True)
+class Step:
+    """The step's arrays as tensors, named as in `paddock.engines.protocol.StepInputs`.
+
+    `max_context` is the longest sequence that the engine is built for, in tokens; rotary scalings
+    that depend on the length are fixed by it.
+    """
+
+    token_ids: Tensor  # i64 [tokens]
+    positions: Tensor  # i64 [tokens]
+    sequence_starts: Tensor  # i32 [sequences + 1]
+    past_lengths: Tensor  # i32 [sequences]
+    block_table: Tensor  # i32 [table]
+    block_starts: Tensor  # i32 [sequences + 1]
+    logit_rows: Tensor  # i64 [rows]
+    max_context: int
+
+    @staticmethod
+    def inputs(max_context: int) -> "Step":
+        """A step whose tensors are inputs of the current graph."""
+        return Step(
+            token_ids=input_tensor("token_ids", DType.I64, TOKENS),
+            positions=input_tensor("positions", DType.I64, TOKENS),
+            sequence_starts=input_tensor("sequence_starts", DType.I32, STARTS),
+            past_lengths=input_tensor("past_lengths", DType.I32, SEQUENCES),
+            block_table=input_tensor("block_table", DType.I32, TABLE),
+            block_starts=input_tensor("block_starts", DType.I32, STARTS),
+            logit_rows=input_tensor("logit_rows", DType.I64, ROWS),
+            max_context=max_context,
+        )

@@ -1,0 +1,73 @@
+"""From a checkpoint's `architectures` entry to the classes that build it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any, Protocol
+
+from paddock.graph import Module, nearest
+from paddock.models.config import ConfigError, ModelConfig
+
+# `architectures` entry -> module. Files are named by the checkpoint's model_type.
+ARCHITECTURES: dict[str, str] = {
+    "LlamaForCausalLM": "paddock.models.llama",
+    "MistralForCausalLM": "paddock.models.mistral",
+    "Qwen2ForCausalLM": "paddock.models.qwen2",
+    "Qwen3ForCausalLM": "paddock.models.qwen3",
+    "SmolLM3ForCausalLM": "paddock.models.smollm3",
+}
+ENTRY_POINT_GROUP = "paddock.models"
+
+
+class ModelClass(Protocol):
+    """What an architecture's class gives beside being a Module."""
+
+    Config: type[ModelConfig]
+    weight_map: str  # the module that holds its HUGGING_FACE rules
+
+    def __call__(self, cfg: Any) -> Module: ...
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A model class, its config as read from a checkpoint, and where its weight map lies."""
+
+    name: str
+    model_class: ModelClass
+    config: ModelConfig
+
+    @property
+    def weight_map(self) -> str:
+        return self.model_class.weight_map
+
+    def build(self) -> Module:
+        return self.model_class(self.config)
+
+
+def register(name: str, module: str) -> None:
+    """Make `module`'s class `name` known, for an architecture that lives outside Paddock."""
+    ARCHITECTURES[name] = module
+
+
+def known() -> dict[str, str]:
+    """Architecture -> module, Paddock's own and those of installed packages' entry points."""
+    outside = {e.name: e.value for e in entry_points(group=ENTRY_POINT_GROUP)}
+    return outside | ARCHITECTURES
+
+
+def read(data: Mapping[str, Any], *, ignore: frozenset[str] = frozenset()) -> Architecture:
+    """The architecture that config.json's contents describe. Raises `ConfigError`."""
+    names = data.get("architectures")
+    if not isinstance(names, list) or not names or not isinstance(names[0], str):
+        raise ConfigError("config.json: 'architectures' must be a list with the class's name")
+    modules = known()
+    if names[0] not in modules:
+        raise ConfigError(
+            f"architecture {names[0]!r} is not in the zoo{nearest(names[0], modules)}; it has"
+            f" {', '.join(sorted(modules))}. To add one, see docs/add-a-model.md"
+        )
+    model_class = getattr(importlib.import_module(modules[names[0]]), names[0])
+    return Architecture(names[0], model_class, model_class.Config.read(data, ignore=ignore))
