@@ -1,0 +1,173 @@
+"""What a recipe says once it is composed: every key, its type, its unit and its default.
+
+None means "derived": from the checkpoint (sampling), or from the model and the machine (limits;
+`paddock.recipes.derive` has the rules).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from paddock.runtime.sampling_params import SamplingParams
+
+
+def _one_name(value: object) -> object:
+    """`plugins=my.module` is meant as a list of one; otherwise it would be read by letters."""
+    return (value,) if isinstance(value, str) else value
+
+
+Count = Annotated[int, Field(strict=True, gt=0)]
+Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+Flag = Annotated[bool, Field(strict=True)]
+Text = Annotated[str, Field(strict=True)]
+Name = Annotated[str, Field(strict=True, min_length=1)]
+Names = Annotated[tuple[Name, ...], BeforeValidator(_one_name)]
+WeightFormat = Literal["none", "int8", "int4"]
+
+
+class Settings(BaseModel):
+    """A group of keys: frozen, and a key that it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class EngineSettings(Settings):
+    """Group `engine`: what compiles and runs the graph."""
+
+    name: Name = "openvino"
+    """A folder of `paddock.engines`."""
+    threads: Count | None = None
+    """Threads of a step; None: the physical cores that this process may use."""
+    cache_dtype: Literal["auto", "f32", "f16", "bf16", "u8"] = "auto"
+    """Element type of cached keys and values; auto: the engine's choice for the dtype."""
+
+
+class QuantSettings(Settings):
+    """Group `quant`: how the weights of matrix products are stored."""
+
+    weights: WeightFormat = "none"
+    group: Count | None = None
+    """Neighbours along a matrix's input that share a scale; None: the whole row."""
+    head: WeightFormat | Literal["same"] = "same"
+    """The vocabulary head's own format, one scale a row; same: as `weights` and `group`."""
+    skip: Names = ()
+    """Shell patterns of slot names that are not quantized, e.g. `model.layers.0.*`."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.weights == "none" and (self.group is not None or self.head not in ("same", "none")):
+            raise ValueError("group and head mean something only where weights are int8 or int4")
+        if self.weights == "int4" and self.group is None:
+            raise ValueError(
+                "int4 needs a group: a scale for a whole row is too coarse; e.g. quant.group=32"
+            )
+        return self
+
+
+class MeshSettings(Settings):
+    """Group `mesh`: how many ranks share the model."""
+
+    tp: Count = 1
+    """Tensor-parallel ranks: each holds a share of every layer."""
+    pp: Count = 1
+    """Pipeline stages: each holds some of the layers."""
+
+
+class LimitSettings(Settings):
+    """Group `limits`: how much the engine takes on at once. None is derived."""
+
+    max_context: Count | None = None
+    """Tokens of the longest sequence, prompt and output; None: what the model was trained for."""
+    max_sequences: Count | None = None
+    """Sequences that a step runs together."""
+    max_tokens_per_step: Count | None = None
+    """Tokens of one step, decoded ones and prompt chunks together."""
+    prefill_chunk: Count | None = None
+    """Prompt tokens of one sequence in one step at most; None: whatever the step has room for."""
+    cache_gib: Positive | None = None
+    """GiB of cached keys and values; None: from the memory that is free when the engine opens."""
+    max_queued_requests: Count | None = None
+    """Requests that may wait; more are refused."""
+    max_queued_tokens: Count | None = None
+    """Prompt tokens that may wait; more are refused."""
+    max_prompt_logit_rows: Count = 128
+    """Logit rows that a step spends on prompt log-probabilities at most."""
+    aging_s: Positive = 10.0
+    """One level of priority is worth as much as having arrived this many seconds earlier."""
+
+
+class SamplingSettings(Settings):
+    """Group `sampling`: defaults of requests. None: generation_config.json's, else neutral.
+
+    Bounds are those of `SamplingParams`.
+    """
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    seed: int | None = None
+    stop: Names = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _within_bounds(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            known = {k: v for k, v in data.items() if k in cls.model_fields and v is not None}
+            try:
+                SamplingParams(**known)
+            except Exception as error:  # RequestError has the field and the bound in one line
+                raise ValueError(str(error).removeprefix("sampling parameters: ")) from None
+        return data
+
+    def given(self) -> dict[str, Any]:
+        """The settings that the recipe makes itself."""
+        return {k: v for k, v in self if v is not None and v != ()}
+
+
+class Recipe(Settings):
+    """A model, an engine and how they meet: all that `paddock.recipes.pipeline` works from."""
+
+    name: Name
+    """The recipe's config name; set by `compose`."""
+    summary: Text = ""
+    """One line for `paddock list`."""
+    family: Text = ""
+    """E.g. "Llama 3.2"."""
+    size: Text = ""
+    """Parameters, e.g. "1.2B"."""
+    gated: Flag = False
+    """The hub asks for a token of somebody who accepted the licence."""
+    checkpoint: Name
+    """`demo` (bundled), a folder, or a hub repository `Org/Name` or `Org/Name@revision`."""
+    revision: Name | None = None
+    """Branch, tag or commit of the hub repository; None: its main branch."""
+    dtype: Literal["auto", "f32", "bf16", "f16"] = "auto"
+    """Of activations and unquantized weights; auto: bf16 where checkpoint and CPU have it."""
+    engine: EngineSettings = EngineSettings()
+    quant: QuantSettings = QuantSettings()
+    mesh: MeshSettings = MeshSettings()
+    limits: LimitSettings = LimitSettings()
+    sampling: SamplingSettings = SamplingSettings()
+    chat_template: Name | None = None
+    """A file with a Jinja template to use in the place of the checkpoint's own."""
+    ignore_config: Names = ()
+    """Fields of config.json that are known not to change what this model computes."""
+    plugins: Names = ()
+    """Python modules of the user's own, imported by name: architectures and ops."""
+    verify: Flag = True
+    """Check a build against the reference engine before it is published."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.revision is not None and "@" in self.checkpoint:
+            raise ValueError("revision is given twice: in checkpoint after '@', and in revision")
+        return self
