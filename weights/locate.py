@@ -1,0 +1,172 @@
+"""Apply a weight map: which checkpoint tensors make up one part of one slot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
+
+from paddock.graph import Parameter
+from paddock.weights.errors import WeightError
+from paddock.weights.rules import (
+    Add,
+    Fuse,
+    Interleave,
+    Layout,
+    Rename,
+    Rule,
+    Split,
+    Stack,
+    Tie,
+    Transpose,
+    has_words,
+    replace_words,
+)
+from paddock.weights.safetensors_file import TensorInfo
+from paddock.weights.source import HeadRows, Plus, Rows, Source, Stacked, Stored, Transposed
+
+R = TypeVar("R")
+
+
+class MissingTensor(Exception):
+    """A slot's tensor is not in the checkpoint; `bind` reports it."""
+
+    def __init__(self, tensor: str) -> None:
+        super().__init__(tensor)
+        self.tensor = tensor
+
+
+class MisshapenTensor(Exception):
+    """A tensor's shape does not let it be divided or turned as the map says."""
+
+    def __init__(self, tensor: str, message: str) -> None:
+        super().__init__(message)
+        self.tensor = tensor
+
+
+def tied_to(name: str, rules: Sequence[Rule]) -> str | None:
+    """The slot whose value the slot `name` takes where the config ties them."""
+    rule = _last(rule for rule in rules if isinstance(rule, Tie) and rule.slot == name)
+    return rule.to if rule else None
+
+
+def locate(
+    name: str, slot: Parameter, part: str, tensors: Mapping[str, TensorInfo], rules: Sequence[Rule]
+) -> Source:
+    """Where the whole of one part of a slot is. Its shape is not yet compared with the slot's.
+
+    Raises `MissingTensor`, `MisshapenTensor`, and `WeightError` for a rule that does not fit
+    the slot.
+    """
+
+    def stored(slot_name: str) -> Source:
+        tensor = _renamed(slot_name, rules)
+        if tensor not in tensors:
+            raise MissingTensor(tensor)
+        source: Source = Stored(tensors[tensor])
+        if any(isinstance(r, Transpose) and has_words(name, r.slot) for r in rules):
+            if len(source.shape) != 2:
+                raise MisshapenTensor(tensor, f"expected two axes, found {list(source.shape)}")
+            source = Transposed(source)
+        return source
+
+    source = _laid_out(name, slot, part, _layout(name, rules), stored)
+    for rule in rules:
+        if isinstance(rule, Add) and has_words(name, rule.slot):
+            source = Plus(source, rule.constant)
+    return source
+
+
+def _laid_out(
+    name: str, slot: Parameter, part: str, rule: Layout | None, stored: Callable[[str], Source]
+) -> Source:
+    match rule:
+        case Fuse(into):
+            return stored(replace_words(name, into, _words(name, slot, part, rule)))
+        case Stack(into):
+            words = _words(name, slot, part, rule)
+            return Stacked(
+                tuple(
+                    stored(replace_words(name, into, words.replace("{e}", str(expert))))
+                    for expert in range(slot.shape[0])
+                )
+            )
+        case Split(order=order):
+            _check_parts(name, slot, rule, order)
+        case Interleave(order=order):
+            _check_parts(name, slot, rule, order)
+            return _interleaved(slot, part, order, stored(name), name)
+        case None:
+            order = tuple(slot.parts)
+    if len(order) == 1:
+        return stored(name)
+    before = sum(slot.parts[p] for p in order[: order.index(part)])
+    total = sum(slot.parts.values())
+    fused = stored(name)
+    if _axis(slot) != 0 or not fused.shape or fused.shape[0] != total:
+        raise MisshapenTensor(
+            _first_tensor(fused),
+            f"expected {total} rows (of {', '.join(order)}), found {list(fused.shape)}",
+        )
+    return Rows(fused, before, before + slot.parts[part])
+
+
+def _interleaved(
+    slot: Parameter, part: str, order: tuple[str, ...], fused: Source, name: str
+) -> Source:
+    assert slot.shard is not None
+    groups = min(slot.parts.values()) // slot.shard.parts.unit
+    uneven = [p for p, size in slot.parts.items() if size % groups]
+    total = sum(slot.parts.values())
+    if uneven or _axis(slot) != 0:
+        raise WeightError(f"{name}: its parts {slot.parts} do not take turns in {groups} groups")
+    if not fused.shape or fused.shape[0] != total:
+        raise MisshapenTensor(
+            _first_tensor(fused),
+            f"expected {total} rows (of {', '.join(order)} in {groups} groups),"
+            f" found {list(fused.shape)}",
+        )
+    first = sum(slot.parts[p] // groups for p in order[: order.index(part)])
+    return HeadRows(fused, groups, first, slot.parts[part] // groups)
+
+
+def _layout(name: str, rules: Sequence[Rule]) -> Layout | None:
+    return _last(
+        rule
+        for rule in rules
+        if isinstance(rule, Layout)
+        and has_words(name, rule.into if isinstance(rule, Fuse | Stack) else rule.slot)
+    )
+
+
+def _renamed(name: str, rules: Sequence[Rule]) -> str:
+    for rule in rules:
+        if isinstance(rule, Rename):
+            name = replace_words(name, rule.slot, rule.tensor)
+    return name
+
+
+def _words(name: str, slot: Parameter, part: str, rule: Fuse | Stack) -> str:
+    _check_parts(name, slot, rule, rule.parts)
+    return rule.parts[part] if part in rule.parts else next(iter(rule.parts.values()))
+
+
+def _check_parts(name: str, slot: Parameter, rule: Layout, parts: Iterable[str]) -> None:
+    """A slot of one part may be named anything in a rule of one part."""
+    parts = tuple(parts)
+    if set(parts) != set(slot.parts) and not (len(parts) == len(slot.parts) == 1):
+        raise WeightError(
+            f"{name}: has the parts {', '.join(slot.parts)}, the weight map's {rule} names"
+            f" {', '.join(parts)}"
+        )
+
+
+def _axis(slot: Parameter) -> int:
+    return slot.shard.dim if slot.shard else 0
+
+
+def _first_tensor(source: Source) -> str:
+    return next(source.boxes())[0].name
+
+
+def _last(found: Iterable[R]) -> R | None:
+    return next(reversed(list(found)), None)

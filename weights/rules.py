@@ -1,0 +1,112 @@
+"""The vocabulary of a weight map: where slots' values are in a checkpoint.
+
+A map is a tuple of rules, and names that no rule mentions are the same on both sides. Names match
+by whole dotted words, wherever these stand in the name: `mlp.gate` matches
+`model.layers.0.mlp.gate.weight` and never `mlp.gate_up_proj`. Where two rules give a layout to one
+slot the later one holds, so that a family can extend another's map and differ in a point.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fuse:
+    """The slot `into` has one checkpoint tensor for each of its parts, under the names in `parts`.
+
+    `Fuse("qkv_proj", {"q": "q_proj", "k": "k_proj", "v": "v_proj"})`
+    """
+
+    into: str
+    parts: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Split:
+    """The parts of `slot` are successive rows of one checkpoint tensor, in the order given.
+
+    Without a rule a tensor of the slot's own name holds its parts in the slot's own order; this
+    rule is for another order: `Split("gate_up_proj", ("up", "gate"))`.
+    """
+
+    slot: str
+    order: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Interleave:
+    """The parts of `slot` take turns head by head in one checkpoint tensor's rows.
+
+    As many groups as the smallest part has units; each group holds its share of every part in
+    the order given: GPT-NeoX (q k v of a head), Falcon (the queries of a key head, k, v).
+    """
+
+    slot: str
+    order: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The slot `into` [experts, ...] has one checkpoint tensor for each expert `{e}` and part.
+
+    `Stack("experts.gate_up_proj", {"gate": "experts.{e}.w1", "up": "experts.{e}.w3"})`
+    """
+
+    into: str
+    parts: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Rename:
+    """The words `slot` of a slot's name are the words `tensor` in the checkpoint."""
+
+    slot: str
+    tensor: str
+
+
+@dataclass(frozen=True)
+class Transpose:
+    """Slots with these words are stored [inputs, outputs], as GPT-2's Conv1D does."""
+
+    slot: str
+
+
+@dataclass(frozen=True)
+class Add:
+    """Slots with these words are stored less a constant: Gemma's norms hold scale - 1."""
+
+    slot: str
+    constant: float
+
+
+@dataclass(frozen=True)
+class Tie:
+    """The slot `slot` takes the value of the slot `to`, in models whose config ties the two.
+
+    The config decides, as in transformers: a tensor stored under the tied slot's own name is then
+    left unread.
+    """
+
+    slot: str
+    to: str
+
+
+@dataclass(frozen=True)
+class Ignore:
+    """Checkpoint tensors with these words belong to no slot, and are left unread."""
+
+    words: str
+
+
+Layout = Fuse | Split | Interleave | Stack
+Rule = Layout | Rename | Transpose | Add | Tie | Ignore
+
+
+def has_words(name: str, words: str) -> bool:
+    """Whether the dotted words stand together somewhere in the dotted name."""
+    return f".{words}." in f".{name}."
+
+
+def replace_words(name: str, old: str, new: str) -> str:
+    """The name with the words `old` replaced, wherever they stand."""
+    return f".{name}.".replace(f".{old}.", f".{new}.")[1:-1]

@@ -1,0 +1,193 @@
+"""Where a value comes from: checkpoint tensors under slicing, stacking, transposition, addition.
+
+A source knows its shape from headers alone. `read(box)` copies the bytes of that box and no
+others; `boxes()` says what it takes of which tensors, which is what the proof adds up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from paddock.graph import Array, DType
+from paddock.weights.safetensors_file import Box, TensorInfo
+
+
+class Source(Protocol):
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the whole value."""
+
+    def read(self, box: Box) -> Array:
+        """The elements in `box`, as the checkpoint has them (f32 where they are computed)."""
+
+    def boxes(self, box: Box | None = None) -> Iterator[tuple[TensorInfo, Box]]:
+        """What `box` of this value (all of it by default) takes of each tensor."""
+
+    def __str__(self) -> str:
+        """In a reader's terms, e.g. `model.embed_tokens.weight`."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor as it is."""
+
+    tensor: TensorInfo
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.tensor.shape
+
+    def read(self, box: Box) -> Array:
+        return self.tensor.read(box)
+
+    def boxes(self, box: Box | None = None) -> Iterator[tuple[TensorInfo, Box]]:
+        yield self.tensor, self.tensor.whole if box is None else box
+
+    def __str__(self) -> str:
+        return self.tensor.name
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows `start` to `stop` of another source."""
+
+    of: Source
+    start: int
+    stop: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.stop - self.start, *self.of.shape[1:])
+
+    def read(self, box: Box) -> Array:
+        return self.of.read(self._within(box))
+
+    def boxes(self, box: Box | None = None) -> Iterator[tuple[TensorInfo, Box]]:
+        return self.of.boxes(self._within(whole(self.shape) if box is None else box))
+
+    def _within(self, box: Box) -> Box:
+        (start, stop), *rest = box
+        return ((self.start + start, self.start + stop), *rest)
+
+    def __str__(self) -> str:
+        return f"{self.of}[{self.start}:{self.stop}]"
+
+
+@dataclass(frozen=True)
+class HeadRows:
+    """Of each of `groups` equal groups of rows, `count` rows from `first` on."""
+
+    of: Source
+    groups: int
+    first: int
+    count: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.groups * self.count, *self.of.shape[1:])
+
+    def read(self, box: Box) -> Array:
+        pieces = [self.of.read(piece) for piece in self._within(box)]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def boxes(self, box: Box | None = None) -> Iterator[tuple[TensorInfo, Box]]:
+        for piece in self._within(whole(self.shape) if box is None else box):
+            yield from self.of.boxes(piece)
+
+    def _within(self, box: Box) -> list[Box]:
+        (start, stop), *rest = box
+        step = self.of.shape[0] // self.groups
+        pieces: list[Box] = []
+        while start < stop:
+            group, row = divmod(start, self.count)
+            taken = min(self.count - row, stop - start)
+            at = group * step + self.first + row
+            pieces.append(((at, at + taken), *rest))
+            start += taken
+        return pieces or [((0, 0), *rest)]
+
+    def __str__(self) -> str:
+        step = self.of.shape[0] // self.groups
+        return f"{self.of}[{self.first}:{self.first + self.count} of every {step}]"
+
+
+@dataclass(frozen=True)
+class Transposed:
+    """Another source of two axes, these exchanged."""
+
+    of: Source
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        rows, columns = self.of.shape
+        return columns, rows
+
+    def read(self, box: Box) -> Array:
+        return self.of.read((box[1], box[0])).T
+
+    def boxes(self, box: Box | None = None) -> Iterator[tuple[TensorInfo, Box]]:
+        return self.of.boxes(None if box is None else (box[1], box[0]))
+
+    def __str__(self) -> str:
+        return f"transpose({self.of})"
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """Sources of one shape along a new first axis."""
+
+    of: tuple[Source, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.of), *self.of[0].shape)
+
+    def read(self, box: Box) -> Array:
+        (start, stop), *rest = box
+        return np.stack([source.read(tuple(rest)) for source in self.of[start:stop]])
+
+    def boxes(self, box: Box | None = None) -> Iterator[tuple[TensorInfo, Box]]:
+        (start, stop), *rest = whole(self.shape) if box is None else box
+        for source in self.of[start:stop]:
+            yield from source.boxes(tuple(rest))
+
+    def __str__(self) -> str:
+        return f"stack({self.of[0]}, ... {len(self.of)} in all)"
+
+
+@dataclass(frozen=True)
+class Plus:
+    """Another source and a constant, added in f32: a norm's 1 + w loses bits in half precision."""
+
+    of: Source
+    constant: float
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.of.shape
+
+    def read(self, box: Box) -> Array:
+        return cast(self.of.read(box), DType.F32) + np.float32(self.constant)
+
+    def boxes(self, box: Box | None = None) -> Iterator[tuple[TensorInfo, Box]]:
+        return self.of.boxes(box)
+
+    def __str__(self) -> str:
+        return f"{self.of} + {self.constant:g}"
+
+
+def whole(shape: Sequence[int]) -> Box:
+    return tuple((0, size) for size in shape)
+
+
+def cast(array: Array, dtype: DType) -> Array:
+    """The array in another type, rounded to nearest; the array itself where it has that type."""
+    if array.dtype == DType.BF16.numpy and dtype is DType.F32:
+        # A bf16 is the upper half of an f32; this is several times as fast as astype.
+        return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # infinities are reported by slot
+        return array.astype(dtype.numpy, copy=False)
