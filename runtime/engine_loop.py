@@ -1,0 +1,483 @@
+"""The one thread that owns a session, and the way in for everybody else."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import itertools
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Protocol, Self, TypeVar
+
+import numpy as np
+
+from paddock.engines.protocol import Session
+from paddock.runtime.admission import Admission
+from paddock.runtime.bad_words import bad_words_token_ids
+from paddock.runtime.errors import LoopClosed, RequestError, RequestTooLarge
+from paddock.runtime.handle import RequestHandle
+from paddock.runtime.limits import Limits
+from paddock.runtime.outputs import Event
+from paddock.runtime.prefix_hash import PrefixHasher
+from paddock.runtime.request import FinishReason, Request, State, TokenIds
+from paddock.runtime.sampler import SequenceSampler
+from paddock.runtime.sampling_params import SamplingParams
+from paddock.runtime.scheduler import Scheduler
+from paddock.runtime.stats import Stats, StepReport, TokenRate
+from paddock.runtime.stepper import Stepper
+from paddock.runtime.text_stream import Decoder, TextStream
+
+logger = logging.getLogger(__name__)
+
+MAX_PRIORITY = 100
+CLOSED = "the engine loop is closed and takes no more requests"
+
+News = TypeVar("News")
+
+
+class TextCodec(Protocol):
+    """What the loop needs of a tokenizer; `paddock.runtime.tokenizer.Tokenizer` has it."""
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]: ...
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
+
+    def incremental(
+        self, prompt_token_ids: Sequence[int], skip_special_tokens: bool = True
+    ) -> Decoder: ...
+
+
+class Listener(Protocol):
+    """Is told what happens, in the loop's thread: keep it short. An error in it is logged."""
+
+    def on_step(self, report: StepReport) -> None: ...
+
+    def on_finish(self, request: Request) -> None: ...
+
+
+class EngineLoop:
+    """Takes requests from any thread or event loop and runs them together.
+
+        with EngineLoop(session, limits, tokenizer=tokenizer) as loop:
+            for increment in loop.submit("Once upon a time", SamplingParams(max_tokens=20)):
+                print(increment.text, end="")
+
+    Only the loop's own thread touches the session. An error in the engine ends the requests that
+    were in that step; the loop goes on.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        limits: Limits,
+        *,
+        tokenizer: TextCodec | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Allocates the cache; what `session.allocate_cache` raises is raised here.
+
+        Without a tokenizer prompts are token ids, and there is no text.
+        """
+        self.limits = limits
+        self._session = session
+        self._tokenizer = tokenizer
+        self._clock = clock
+        self._eos_token_ids = tokenizer.eos_token_ids if tokenizer else frozenset[int]()
+        self._context = min(limits.max_context, limits.cache_blocks * session.block_size)
+        self._hasher = PrefixHasher(session.block_size)
+        self._admission = Admission(limits, clock)
+        self._stepper = Stepper(
+            session,
+            limits,
+            Scheduler(limits, session.block_size, self._hasher),
+            self._admission,
+            eos_token_ids=self._eos_token_ids,
+            clock=clock,
+        )
+        self._numbers = itertools.count()
+        self._rate = TokenRate()
+        self._listeners: list[Listener] = []
+        self._live: dict[int, tuple[Request, RequestHandle]] = {}
+
+        # Between threads: the bell that wakes the loop, and commands for it: a new request with
+        # its handle, or a request to be cancelled.
+        self._bell = threading.Condition(threading.Lock())
+        self._commands: deque[tuple[Request, RequestHandle | None]] = deque()
+        self._closing = False
+        self._give_up = False
+        self._over = False
+        self._ended = threading.Event()
+        self._last_progress = clock()
+
+        started = threading.Event()
+        failure: list[BaseException] = []
+        self._thread = threading.Thread(
+            target=self._main, args=(started, failure), name="paddock-engine-loop", daemon=True
+        )
+        self._thread.start()
+        started.wait()
+        if failure:
+            raise failure[0]
+        # A daemon thread inside native code does not survive the interpreter's end, so the loop
+        # is closed before that where nobody did; an exit does not wait for long generations.
+        atexit.register(self._close_at_exit)
+
+    # --- for any thread -----------------------------------------------------------------------
+
+    def submit(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        deadline_s: float | None = None,
+        request_id: str | None = None,
+        cache_salt: str = "",
+    ) -> RequestHandle:
+        """Queue a request; returns at once.
+
+        `priority`: smaller is more urgent, within -100..100. `deadline_s`: seconds from now after
+        which it ends as it is. Requests share cached prefixes where `cache_salt` is equal.
+        Raises `RequestTooLarge` where it could never run, `QueueFull` where too much is waiting,
+        `LoopClosed`, and `RequestError` for what is wrong in it.
+        """
+        params = params or SamplingParams()
+        arrival = self._clock()
+        number = next(self._numbers)
+        name = request_id if request_id is not None else f"request-{number}"
+        token_ids = self._prompt_token_ids(prompt)
+        max_tokens = self._max_tokens(len(token_ids), params)
+        if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
+            raise RequestError(
+                f"priority: expected {-MAX_PRIORITY} (most urgent) to {MAX_PRIORITY}, "
+                f"found {priority}"
+            )
+        if deadline_s is not None and not deadline_s >= 0:
+            raise RequestError(f"deadline_s: expected seconds from now, found {deadline_s}")
+        root = self._hasher.root(cache_salt.encode("utf-8", "surrogatepass"))
+        request = Request(
+            number,
+            token_ids,
+            params,
+            arrival=arrival,
+            max_tokens=max_tokens,
+            request_id=name,
+            priority=priority,
+            deadline=None if deadline_s is None else arrival + deadline_s,
+            aging_s=self.limits.aging_s,
+            root_digest=root,
+            block_digests=self._hasher.blocks(root, token_ids),
+            samplers=self._samplers(token_ids.tolist(), params),
+            streams=self._streams(token_ids, params),
+        )
+        handle = RequestHandle(request, self._cancel)
+        self._admission.enter(request)
+        with self._bell:
+            if self._over:
+                raise LoopClosed(CLOSED)
+            self._commands.append((request, handle))
+            self._bell.notify()
+        return handle
+
+    def wait_for_room(self, departures: int, timeout_s: float | None = None) -> None:
+        """After `QueueFull`: return when a request has left the queue since `departures` did."""
+        self._admission.wait_for_departure(departures, timeout_s)
+
+    @property
+    def departures(self) -> int:
+        """How many requests have left the queue so far; see `wait_for_room`."""
+        return self._admission.departures
+
+    def add_listener(self, listener: Listener) -> None:
+        """Tell `listener` of every step and every finished request from now on."""
+        self._listeners = [*self._listeners, listener]
+
+    def stats(self) -> Stats:
+        """How things stand now."""
+        scheduler, stepper = self._stepper.scheduler, self._stepper
+        return Stats(
+            running=len(scheduler.running),
+            waiting=scheduler.queued + len(self._commands),
+            queued_requests=self._admission.requests,
+            queued_tokens=self._admission.tokens,
+            blocks=scheduler.pool.size,
+            blocks_held=scheduler.pool.held,
+            steps=stepper.steps,
+            failed_steps=stepper.failed_steps,
+            preemptions=scheduler.counters.preemptions,
+            prompt_tokens=scheduler.counters.prompt_tokens_admitted,
+            prompt_tokens_hit=scheduler.counters.prompt_tokens_hit,
+            generated_tokens=stepper.generated_tokens,
+            requests_finished=stepper.requests_finished,
+            tokens_per_s=self._rate.per_second(self._clock()),
+            last_progress=self._last_progress,
+        )
+
+    @property
+    def alive(self) -> bool:
+        """Whether the loop's thread is there to take requests."""
+        return self._thread.is_alive() and not self._closing
+
+    @property
+    def stalled_s(self) -> float:
+        """Seconds since the loop last ended a step, where it has something to do; else 0."""
+        if not self._stepper.idle:
+            return max(self._clock() - self._last_progress, 0.0)
+        try:
+            return max(self._clock() - self._commands[0][0].arrival, 0.0)
+        except IndexError:
+            return 0.0
+
+    def close(self, *, drain: bool = True, timeout_s: float | None = None) -> None:
+        """Take no more requests; finish those there are, or cancel them, and close the session.
+
+        `drain` false cancels at once; otherwise what is unfinished after `timeout_s` is
+        cancelled. A second call may hurry a first one.
+        """
+        self._admission.close(CLOSED)
+        self._closing = True
+        if not drain:
+            self._give_up = True
+        self._ring()
+        if threading.current_thread() is self._thread:
+            return
+        try:
+            ended = self._ended.wait(timeout_s)
+        except BaseException:
+            self._give_up = True  # Ctrl-C while draining: the rest is not waited for
+            self._ring()
+            raise
+        if not ended:
+            self._give_up = True
+            self._ring()
+            self._ended.wait()
+        self._thread.join()
+        atexit.unregister(self._close_at_exit)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close(drain=error is None)
+
+    # --- making requests, in the caller's thread -------------------------------------------------
+
+    def _prompt_token_ids(self, prompt: str | Sequence[int]) -> TokenIds:
+        if isinstance(prompt, str):
+            if self._tokenizer is None:
+                raise RequestError("the prompt is text, and this engine loop has no tokenizer")
+            prompt = self._tokenizer.encode(prompt)
+        if len(prompt) == 0:
+            raise RequestError("the prompt is empty; it needs at least one token")
+        try:
+            token_ids = np.array(prompt)
+        except (ValueError, OverflowError) as error:
+            raise RequestError(f"the prompt is no list of token ids: {error}") from error
+        if token_ids.ndim != 1 or token_ids.dtype.kind not in "iu":
+            raise RequestError(
+                "the prompt is no list of token ids: it makes an array of "
+                f"{token_ids.dtype}{list(token_ids.shape)}"
+            )
+        low, high = int(token_ids.min()), int(token_ids.max())
+        vocabulary = self._session.vocab_size
+        if low < 0 or high >= vocabulary:
+            raise RequestError(
+                f"the prompt holds token id {low if low < 0 else high}, "
+                f"outside the vocabulary of {vocabulary} tokens"
+            )
+        return token_ids.astype(np.int64, copy=False)
+
+    def _max_tokens(self, prompt_length: int, params: SamplingParams) -> int:
+        """How many tokens it may make: what it asks for, as far as the context reaches."""
+        room = self._context - prompt_length
+        if room < max(params.min_tokens, 1):
+            needs = f"min_tokens of {params.min_tokens}" if params.min_tokens > 1 else "one to make"
+            limits = self.limits
+            bound = f"limits.max_context ({limits.max_context})"
+            if self._context < limits.max_context:
+                bound = (
+                    f"the {self._context} tokens that limits.cache_blocks ({limits.cache_blocks}) "
+                    f"blocks of {self._session.block_size} hold"
+                )
+            raise RequestTooLarge(
+                f"the prompt has {prompt_length} tokens, which with {needs} is more than {bound}; "
+                "shorten the prompt, or raise the limit"
+            )
+        return room if params.max_tokens is None else min(params.max_tokens, room)
+
+    def _samplers(self, token_ids: list[int], params: SamplingParams) -> list[SequenceSampler]:
+        bad_words: list[list[int]] = []
+        if params.bad_words:
+            if self._tokenizer is None:
+                raise RequestError("bad_words: this engine loop has no tokenizer to read them with")
+            bad_words = bad_words_token_ids(params.bad_words, self._tokenizer.encode)
+        eos = frozenset[int]() if params.ignore_eos else self._eos_token_ids
+        return [
+            SequenceSampler(
+                params,
+                prompt_token_ids=token_ids,
+                vocab_size=self._session.vocab_size,
+                eos_token_ids=eos,
+                bad_words_token_ids=bad_words,
+                index=index,
+            )
+            for index in range(params.n)
+        ]
+
+    def _streams(self, token_ids: TokenIds, params: SamplingParams) -> list[TextStream]:
+        tokenizer = self._tokenizer
+        make: Callable[[], Decoder] | None = None
+        if tokenizer is not None:
+
+            def make() -> Decoder:
+                return tokenizer.incremental(token_ids.tolist(), params.skip_special_tokens)
+
+        elif params.stop:
+            raise RequestError("stop: this engine loop has no tokenizer, so there is no text")
+        return [
+            TextStream(make, params.stop, keep_stop=params.include_stop) for _ in range(params.n)
+        ]
+
+    # --- the loop's thread ------------------------------------------------------------------
+
+    def _main(self, started: threading.Event, failure: list[BaseException]) -> None:
+        try:
+            self._session.allocate_cache(self.limits.cache_blocks)
+        except BaseException as error:
+            failure.append(error)
+            return
+        finally:
+            started.set()
+        try:
+            self._serve()
+        except BaseException as error:
+            logger.exception("the engine loop has stopped")
+            self._end(error)
+        else:
+            self._end(None)
+
+    def _serve(self) -> None:
+        stepper = self._stepper
+        while True:
+            self._take_commands()
+            if stepper.idle:
+                self._publish(stepper.take_events())
+                if not self._wait_for_commands():
+                    return
+                continue
+            report = stepper.step()
+            now = self._last_progress = self._clock()
+            events = stepper.take_events()
+            self._publish(events)
+            if report is not None:
+                self._rate.add(now, sum(map(len, events.values())))
+                for listener in self._listeners:
+                    _guarded(listener.on_step, report)
+
+    def _take_commands(self) -> None:
+        while self._commands:
+            request, handle = self._commands.popleft()
+            if handle is None:
+                self._stepper.end(request, FinishReason.CANCELLED)
+                continue
+            if self._stepper.idle:
+                self._last_progress = self._clock()
+            self._live[request.number] = request, handle
+            self._stepper.add(request)
+        if self._give_up:
+            for request, _ in self._live.values():
+                self._stepper.end(request, FinishReason.CANCELLED)
+
+    def _wait_for_commands(self) -> bool:
+        """Sleep until there is something to do; false: until the loop is to end."""
+        with self._bell:
+            while not self._commands:
+                if self._closing:
+                    self._over = True
+                    return False
+                self._bell.wait()
+        return True
+
+    def _publish(self, events: dict[int, list[Event]]) -> None:
+        waiters: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+        finished: list[Request] = []
+        for number, news in events.items():
+            request, handle = self._live[number]
+            if request.finished:
+                del self._live[number]
+                finished.append(request)
+            for waiter in handle.publish(news):
+                waiters.setdefault(waiter.get_loop(), []).append(waiter)
+        for event_loop, its_waiters in waiters.items():
+            try:
+                event_loop.call_soon_threadsafe(_wake, its_waiters)
+            except RuntimeError:  # the event loop is closed, and with it whoever waited
+                logger.debug("%d requests were waited for in a closed event loop", len(its_waiters))
+        for listener in self._listeners:
+            for request in finished:
+                _guarded(listener.on_finish, request)
+
+    def _end(self, error: BaseException | None) -> None:
+        """Nothing more is run: nobody is left waiting, and the session is closed."""
+        self._closing = True
+        self._admission.close(f"the engine loop has stopped: {error}" if error else CLOSED)
+        with self._bell:
+            self._over = True
+        while self._commands:
+            request, handle = self._commands.popleft()
+            if handle is not None:
+                self._live[request.number] = request, handle
+        events = self._stepper.take_events()
+        for number, (request, _) in self._live.items():
+            request.error = request.error or error
+            request.finished_at = self._clock()
+            for sequence in request.sequences:
+                if sequence.state is not State.FINISHED:
+                    sequence.state = State.FINISHED
+                    request.unfinished -= 1
+                    reason = FinishReason.ERROR if error else FinishReason.CANCELLED
+                    last = Event(sequence.index, text="", finish_reason=reason)
+                    events.setdefault(number, []).append(last)
+        try:
+            self._publish(events)
+            self._session.close()
+        except Exception:
+            logger.exception("the engine loop could not close its session")
+        finally:
+            self._ended.set()
+
+    # --- small things ---------------------------------------------------------------------------
+
+    def _cancel(self, request: Request) -> None:
+        self._commands.append((request, None))
+        self._ring()
+
+    def _ring(self) -> None:
+        with self._bell:
+            self._bell.notify()
+
+    def _close_at_exit(self) -> None:
+        self.close(drain=False)
+
+
+def _guarded(tell: Callable[[News], None], news: News) -> None:
+    try:
+        tell(news)
+    except Exception:
+        logger.exception("a listener of the engine loop failed")
+
+
+def _wake(waiters: list[asyncio.Future[None]]) -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(None)

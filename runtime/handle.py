@@ -1,0 +1,257 @@
+"""A running request as its caller sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from time import monotonic
+from types import TracebackType
+from typing import Self
+
+from paddock.runtime.errors import RequestFailed
+from paddock.runtime.outputs import (
+    Event,
+    Increment,
+    PromptLogprobs,
+    RequestResult,
+    SequenceResult,
+    Timing,
+)
+from paddock.runtime.request import FinishReason, Request
+from paddock.runtime.sampler import SampledToken
+from paddock.runtime.text_stream import TextStream
+
+
+class RequestHandle:
+    """Iterate it (`for` or `async for`) for increments as they come, or wait for `result()`.
+
+    One consumer at a time; a slow one gets larger increments and holds nobody up: text is made
+    here, in the consumer's thread, except where the loop itself has to look for stop strings.
+    As a context manager it cancels what is unfinished on leaving.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        cancel: Callable[[Request], None],
+    ) -> None:
+        self._request = request
+        self._cancel = cancel
+        self._sequences = [_Gathered(index, stream) for index, stream in enumerate(request.streams)]
+        self._unfinished = len(request.streams)  # in the consumer's eyes
+        self._prompt_logprobs: PromptLogprobs | None = None
+        # Between the loop's thread and the consumer's.
+        self._arrival = threading.Condition(threading.Lock())
+        self._events: deque[Event] = deque()
+        self._async_waiters: list[asyncio.Future[None]] = []
+
+    @property
+    def request_id(self) -> str:
+        return self._request.request_id
+
+    @property
+    def prompt_token_ids(self) -> tuple[int, ...]:
+        return tuple(self._request.prompt_token_ids.tolist())
+
+    @property
+    def finished(self) -> bool:
+        """Whether every increment was taken."""
+        return self._unfinished == 0
+
+    @property
+    def done(self) -> bool:
+        """Whether the loop has ended it, so that `result()` need not wait."""
+        return self._request.finished
+
+    def cancel(self) -> None:
+        """End it within one step of the loop; sequences still running finish as `cancelled`."""
+        self._cancel(self._request)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if not self._request.finished:
+            self.cancel()
+
+    # --- synchronous --------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Increment]:
+        return self
+
+    def __next__(self) -> Increment:
+        increment = self.next()
+        if increment is None:
+            raise StopIteration
+        return increment
+
+    def next(self, timeout_s: float | None = None) -> Increment | None:
+        """The next increment; None after the last. Raises `TimeoutError`, `RequestFailed`."""
+        end = None if timeout_s is None else monotonic() + timeout_s
+        with self._arrival:
+            while not self._events and not self.finished:
+                left = None if end is None else end - monotonic()
+                if left is not None and left <= 0:
+                    raise TimeoutError(f"{self.request_id}: no news in {timeout_s} s")
+                self._arrival.wait(left)
+            events = self._take()
+        if events:
+            return self._gather(events)
+        self._raise_error()
+        return None
+
+    def result(self, timeout_s: float | None = None) -> RequestResult:
+        """Wait for the end; takes the increments nobody took. Raises as `next` does."""
+        end = None if timeout_s is None else monotonic() + timeout_s
+        while self.next(None if end is None else max(end - monotonic(), 0.0)) is not None:
+            pass
+        return self._result()
+
+    # --- asynchronous -------------------------------------------------------------------------
+
+    def __aiter__(self) -> AsyncIterator[Increment]:
+        return self
+
+    async def __anext__(self) -> Increment:
+        while True:
+            with self._arrival:
+                events = self._take()
+                waiter: asyncio.Future[None] | None = None
+                if not events and not self.finished:
+                    waiter = asyncio.get_running_loop().create_future()
+                    self._async_waiters.append(waiter)
+            if waiter is not None:
+                await waiter
+            elif not events:
+                self._raise_error()
+                raise StopAsyncIteration
+            else:
+                return self._gather(events)
+
+    async def aresult(self) -> RequestResult:
+        """`result()` for coroutines."""
+        async for _ in self:
+            pass
+        return self._result()
+
+    # --- from the loop ------------------------------------------------------------------------
+
+    def publish(self, events: Iterable[Event]) -> list[asyncio.Future[None]]:
+        """For the loop alone: hand events over. Returns futures that wait for them, to be woken
+        in their own event loops (many at once cost one call there)."""
+        with self._arrival:
+            self._events.extend(events)
+            self._arrival.notify_all()
+            waiters, self._async_waiters = self._async_waiters, []
+        return waiters
+
+    # --- the consumer's side ------------------------------------------------------------------
+
+    def _take(self) -> list[Event]:
+        """The events of one sequence that lie ready in a row; several tokens in one increment."""
+        taken: list[Event] = []
+        events = self._events
+        while events and (not taken or events[0].index == taken[0].index):
+            taken.append(events.popleft())
+        return taken
+
+    def _gather(self, events: list[Event]) -> Increment:
+        sequence = self._sequences[events[0].index]
+        increment = sequence.add(events, logprobs=self._request.params.logprobs is not None)
+        if increment.prompt_logprobs is not None:
+            self._prompt_logprobs = increment.prompt_logprobs
+        if increment.finish_reason is not None:
+            self._unfinished -= 1
+        return increment
+
+    def _raise_error(self) -> None:
+        error = self._request.error
+        if error is not None:
+            raise RequestFailed(f"{self.request_id} failed: {error}") from error
+
+    def _result(self) -> RequestResult:
+        request = self._request
+        firsts = [sequence.token_times[0] for sequence in request.sequences if sequence.token_times]
+        timing = Timing(
+            arrival=request.arrival,
+            first_scheduled=request.first_scheduled,
+            first_token=min(firsts, default=None),
+            finished=request.finished_at,
+            token_times=tuple(tuple(sequence.token_times) for sequence in request.sequences),
+        )
+        return RequestResult(
+            request_id=self.request_id,
+            prompt_token_ids=self.prompt_token_ids,
+            sequences=tuple(
+                sequence.result(logprobs=request.params.logprobs is not None)
+                for sequence in self._sequences
+            ),
+            prompt_logprobs=self._prompt_logprobs,
+            timing=timing,
+            prompt_tokens_cached=request.prompt_tokens_cached,
+        )
+
+
+class _Gathered:
+    """What the consumer has of one sequence."""
+
+    def __init__(self, index: int, stream: TextStream) -> None:
+        self.index = index
+        self._stream = stream
+        self._token_ids: list[int] = []
+        self._texts: list[str] = []
+        self._logprobs: list[SampledToken] = []
+        self._finish_reason: FinishReason | None = None
+        self._stop_reason: int | str | None = None
+
+    def add(self, events: list[Event], *, logprobs: bool) -> Increment:
+        token_ids: list[int] = []
+        texts: list[str] = []
+        sampled: list[SampledToken] = []
+        prompt_logprobs: PromptLogprobs | None = None
+        for event in events:
+            if event.token_id is not None:
+                token_ids.append(event.token_id)
+                if event.text is None and not event.hidden:
+                    texts.append(self._stream.push(event.token_id))
+            if event.text is not None:
+                texts.append(event.text)
+            if event.sampled is not None:
+                sampled.append(event.sampled)
+            if event.prompt_logprobs is not None:
+                prompt_logprobs = event.prompt_logprobs
+            if event.finish_reason is not None:
+                self._finish_reason, self._stop_reason = event.finish_reason, event.stop_reason
+                if event.text is None:
+                    texts.append(self._stream.finish())
+        text = "".join(texts)
+        self._token_ids += token_ids
+        self._texts.append(text)
+        self._logprobs += sampled
+        return Increment(
+            index=self.index,
+            token_ids=tuple(token_ids),
+            text=text,
+            logprobs=tuple(sampled) if logprobs else None,
+            finish_reason=self._finish_reason,
+            stop_reason=self._stop_reason,
+            prompt_logprobs=prompt_logprobs,
+        )
+
+    def result(self, *, logprobs: bool) -> SequenceResult:
+        assert self._finish_reason is not None
+        return SequenceResult(
+            index=self.index,
+            token_ids=tuple(self._token_ids),
+            text="".join(self._texts),
+            logprobs=tuple(self._logprobs) if logprobs else None,
+            finish_reason=self._finish_reason,
+            stop_reason=self._stop_reason,
+        )
