@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from paddock.runtime.errors import RequestError
 from paddock.runtime.sampling_params import SamplingParams
 
 
@@ -124,7 +125,7 @@ class SamplingSettings(Settings):
             known = {k: v for k, v in data.items() if k in cls.model_fields and v is not None}
             try:
                 SamplingParams(**known)
-            except Exception as error:  # RequestError has the field and the bound in one line
+            except RequestError as error:  # names the field and the bound in one line
                 raise ValueError(str(error).removeprefix("sampling parameters: ")) from None
         return data
 
