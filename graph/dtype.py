@@ -37,6 +37,11 @@ class DType(StrEnum):
     def is_float(self) -> bool:
         return self in (DType.F64, DType.F32, DType.F16, DType.BF16)
 
+    @property
+    def is_index(self) -> bool:
+        """Whether it counts things: positions, rows, lengths."""
+        return self in (DType.I64, DType.I32)
+
 
 _NUMPY: dict[DType, np.dtype[Any]] = {
     DType.F64: np.dtype(np.float64),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +18,8 @@ from paddock.graph.tensor import Node, Tensor, TensorType
 if TYPE_CHECKING:
     from paddock.graph.op import Op
 
-_ROOM = str(Path(__file__).resolve().parent)
-_HOUSE = str(Path(__file__).resolve().parents[1])
+_ROOM = str(Path(__file__).resolve().parent) + os.sep
+_HOUSE = str(Path(__file__).resolve().parents[1]) + os.sep
 
 
 class Graph:
@@ -32,27 +34,32 @@ class Graph:
         self.outputs: tuple[Tensor, ...] = ()
         self._path: list[str] = []
         self._source: str | None = None
+        self._sources: dict[Op, Tensor] = {}
 
     def insert(self, op: Op, inputs: tuple[Tensor, ...]) -> Any:
         """Add a node; its outputs are one tensor or a tuple of several."""
-        path = ".".join(self._path)
-        source = self._source or _calling_line()
-        try:
-            types = op.infer(*(t.type for t in inputs))
-        except GraphError as error:
-            raise GraphError(f"{path or 'the model'} ({source}): {op.name}: {error}") from None
-        except TypeError as error:
-            raise GraphError(
-                f"{path or 'the model'} ({source}): {op.name} does not take"
-                f" {len(inputs)} operands ({', '.join(str(t.type) for t in inputs)}): {error}"
-            ) from error
-        node = Node(op, inputs, path, source)
-        several = isinstance(types, tuple)
+        node = Node(op, inputs, ".".join(self._path), self._source or _calling_line())
+        for i, operand in enumerate(inputs):
+            if not isinstance(operand, Tensor):
+                raise GraphError(
+                    f"{node.where}: {op.name}: operand {i} is {operand!r:.80} of type"
+                    f" {type(operand).__name__}, expected a tensor of the graph"
+                )
+        types = _inferred(node)
         node.outputs = tuple(
             Tensor(node, i, t) for i, t in enumerate(types if isinstance(types, tuple) else [types])
         )
         self.nodes.append(node)
-        return node.outputs if several else node.outputs[0]
+        if not inputs:
+            self._sources.setdefault(op, node.outputs[0])
+        return node.outputs if isinstance(types, tuple) else node.outputs[0]
+
+    def insert_once(self, op: Op) -> Tensor:
+        """The tensor of an op without operands: a slot that two layers share is one node."""
+        tensor = self._sources.get(op)
+        if tensor is None:
+            tensor = self.insert(op, ())
+        return tensor
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
@@ -63,11 +70,15 @@ class Graph:
         finally:
             self._path.pop()
 
-    @contextmanager
-    def at(self, node: Node) -> Iterator[None]:
+    def at(self, node: Node) -> AbstractContextManager[None]:
         """Nodes inserted inside take the place and the source line of `node` (for rewrites)."""
+        return self.placed(node.path, node.source)
+
+    @contextmanager
+    def placed(self, path: str, source: str) -> Iterator[None]:
+        """Nodes inserted inside have this module path and source line."""
         kept = self._path, self._source
-        self._path, self._source = [node.path] if node.path else [], node.source
+        self._path, self._source = [path] if path else [], source
         try:
             yield
         finally:
@@ -77,12 +88,16 @@ class Graph:
         return (n for n in self.nodes if isinstance(n.op, op))
 
     def verify(self) -> None:
-        """Raise `GraphError` unless every operand is made by an earlier node of this graph.
+        """Raise `GraphError` unless the graph can be evaluated from its first node to its last.
 
-        The types that nodes carry are inferred again, so that a pass which built a node by hand
-        cannot smuggle in a wrong one.
+        Every operand is made by an earlier node, once; what is fed from outside under one name has
+        one type; there is something to give back. The types that nodes carry are inferred again,
+        so that a pass which built a node by hand cannot smuggle in a wrong one.
         """
+        from paddock.graph.ops.source import Source
+
         made: set[int] = set()
+        fed: dict[tuple[str, ...], Node] = {}
         for node in self.nodes:
             for tensor in node.inputs:
                 if id(tensor) not in made:
@@ -90,7 +105,7 @@ class Graph:
                         f"{node.where}: {node.op.name} reads a {tensor.node.op.name} of"
                         f" {tensor.node.where} that no earlier node of this graph makes"
                     )
-            types = node.op.infer(*(t.type for t in node.inputs))
+            types = _inferred(node)
             types = types if isinstance(types, tuple) else (types,)
             found = tuple(t.type for t in node.outputs)
             if types != found:
@@ -98,7 +113,19 @@ class Graph:
                     f"{node.where}: {node.op.name} carries {_listed(found)}, its rule gives"
                     f" {_listed(types)}"
                 )
-            made.update(id(t) for t in node.outputs)
+            for i, tensor in enumerate(node.outputs):
+                if tensor.node is not node or tensor.index != i or id(tensor) in made:
+                    raise GraphError(f"{node.where}: output {i} of {node.op.name} is another's")
+                made.add(id(tensor))
+            if isinstance(node.op, Source):
+                first = fed.setdefault(node.op.feed, node)
+                if types != tuple(t.type for t in first.outputs):
+                    raise GraphError(
+                        f"{node.where}: {node.op.name} {node.op.key!r} is {types[0]}, at"
+                        f" {first.where} it is {first.outputs[0].type}; one name has one type"
+                    )
+        if not self.outputs:
+            raise GraphError("the graph has no outputs")
         for output in self.outputs:
             if id(output) not in made:
                 raise GraphError(f"output {output.node.op.name} is not part of the graph")
@@ -147,9 +174,7 @@ def _calling_line() -> str:
     while frame.f_back is not None and _resolved(frame.f_code.co_filename).startswith(_ROOM):
         frame = frame.f_back
     file = _resolved(frame.f_code.co_filename)
-    if file.startswith(_HOUSE):
-        file = file[len(_HOUSE) + 1 :]
-    return f"{file}:{frame.f_lineno}"
+    return f"{file.removeprefix(_HOUSE)}:{frame.f_lineno}"
 
 
 _RESOLVED: dict[str, str] = {}
@@ -160,6 +185,28 @@ def _resolved(file: str) -> str:
     if file not in _RESOLVED:
         _RESOLVED[file] = str(Path(file).resolve())
     return _RESOLVED[file]
+
+
+def _inferred(node: Node) -> TensorType | tuple[TensorType, ...]:
+    """What the op's rule gives for the node's operands; errors say where in the model it stands."""
+    types = [t.type for t in node.inputs]
+    try:
+        node.op.check_attributes()
+        return node.op.infer(*types)
+    except GraphError as error:
+        raise GraphError(f"{node.where}: {node.op.name}: {error}") from None
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        given = f"{len(types)} operands ({_listed(tuple(types))})"
+        try:
+            signature(node.op.infer).bind(*types)
+        except TypeError as mismatch:
+            message = f"{node.where}: {node.op.name} does not take {given}: {mismatch}"
+            raise GraphError(message) from None
+        # A rule that did not foresee its operands, in a plugin say: the place helps, too.
+        raise GraphError(
+            f"{node.where}: the shape rule of {node.op.name} fails for {given}:"
+            f" {type(error).__name__}: {error}"
+        ) from error
 
 
 def _listed(types: tuple[TensorType, ...]) -> str:

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+from paddock.graph.errors import GraphError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Mesh:
@@ -15,6 +17,14 @@ class Mesh:
     tp_rank: int = 0
     pp_rank: int = 0
 
+    def __post_init__(self) -> None:
+        for size, rank in (("tp", self.tp_rank), ("pp", self.pp_rank)):
+            ranks = getattr(self, size)
+            if ranks < 1:
+                raise GraphError(f"mesh: {size} is {ranks}, expected at least 1")
+            if not 0 <= rank < ranks:
+                raise GraphError(f"mesh: {size}_rank is {rank}, expected 0 to {ranks - 1}")
+
     @property
     def is_first(self) -> bool:
         return self.pp_rank == 0
@@ -24,7 +34,7 @@ class Mesh:
         return self.pp_rank == self.pp - 1
 
     def stage(self, count: int) -> range:
-        """The slice of `count` layers that this rank holds."""
+        """The slice of `count` layers that this rank holds; sizes differ by one at most."""
         return range(count * self.pp_rank // self.pp, count * (self.pp_rank + 1) // self.pp)
 
     def ranks(self) -> Iterator["Mesh"]:

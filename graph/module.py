@@ -32,34 +32,50 @@ class Module:
                 yield name, value
 
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
-        for name, child in self.children():
-            if isinstance(child, Parameter):
-                yield prefix + name, child
-            elif isinstance(child, Module):
-                yield from child.named_parameters(f"{prefix}{name}.")
+        """Every slot once, under the first of its paths."""
+        for name, slot in self._slots(prefix, set()):
+            if isinstance(slot, Parameter):
+                yield name, slot
 
     def assign_names(self, prefix: str = "") -> None:
         """Give every module its name and every slot its path; called once on the whole model."""
+        for name, slot in self._slots(prefix, set()):
+            slot.name = name
+        self._assign_scopes()
+
+    def _slots(self, prefix: str, seen: set[int]) -> Iterator[tuple[str, Parameter | Cache]]:
+        for name, child in self.children():
+            if isinstance(child, Module):
+                yield from child._slots(f"{prefix}{name}.", seen)
+            elif id(child) not in seen:
+                seen.add(id(child))
+                yield prefix + name, child
+
+    def _assign_scopes(self) -> None:
         for name, child in self.children():
             if isinstance(child, Module):
                 child._name = name
-                child.assign_names(f"{prefix}{name}.")
-            else:
-                child.name = prefix + name
+                child._assign_scopes()
 
     def __repr__(self) -> str:
-        """The tree as text; equal neighbours of a list are folded."""
+        """The tree as text: what each module was told, its slots, and indented its submodules."""
+        told = [type(self).__name__]
+        for name, value in vars(self).items():
+            if isinstance(value, float):
+                told.append(f"{name}={value:.6g}")
+            elif isinstance(value, int | str) and value is not False and name != "_name":
+                told.append(f"{name}={value}")
         lines = []
-        for name, child in self.children():
-            if isinstance(child, Parameter):
-                text = f"Parameter{list(child.shape)}" + (f" {child.quant}" if child.quant else "")
-            elif isinstance(child, Cache):
-                text = f"Cache{list(child.shape)}"
+        for label, child in self._labelled_children():
+            if isinstance(child, Module):
+                lines.append(f"\n{label} {child!r}".replace("\n", "\n  "))
             else:
-                text = repr(child)
-            lines.append(f"({name}): {text}".replace("\n", "\n  "))
-        body = "".join(f"\n  {line}" for line in lines)
-        return f"{type(self).__name__}({body}\n)" if body else f"{type(self).__name__}()"
+                told.append(f"{label}{child.summary}")
+        return " ".join(told) + "".join(lines)
+
+    def _labelled_children(self) -> Iterator[tuple[str, Module | Parameter | Cache]]:
+        for name, child in self.children():
+            yield f"({name}):" if isinstance(child, Module) else name, child
 
 
 class ModuleList(Module, Generic[M]):
@@ -74,19 +90,28 @@ class ModuleList(Module, Generic[M]):
     def __len__(self) -> int:
         return len(self.items)
 
+    def __getitem__(self, position: int) -> M:
+        return self.items[position]
+
     def children(self) -> Iterator[tuple[str, Module | Parameter | Cache]]:
         yield from ((str(i), m) for i, m in enumerate(self.items))
 
-    def __repr__(self) -> str:
-        runs: list[tuple[int, int, str]] = []
+    def _labelled_children(self) -> Iterator[tuple[str, Module | Parameter | Cache]]:
+        """Modules that look the same are one, e.g. `(0-2, 4): 4 x`."""
+        alike: dict[str, list[int]] = {}
         for i, module in enumerate(self.items):
-            text = repr(module)
-            if runs and runs[-1][2] == text:
-                runs[-1] = (runs[-1][0], i, text)
-            else:
-                runs.append((i, i, text))
-        lines = []
-        for first, last, text in runs:
-            label = f"({first})" if first == last else f"({first}-{last}): {last - first + 1} x"
-            lines.append(f"  {label} {text}".replace("\n", "\n  "))
-        return "\n".join([f"{type(self).__name__}(", *lines, ")"])
+            alike.setdefault(repr(module), []).append(i)
+        for positions in alike.values():
+            count = f" {len(positions)} x" if len(positions) > 1 else ""
+            yield f"({_runs(positions)}):{count}", self.items[positions[0]]
+
+
+def _runs(positions: list[int]) -> str:
+    """0, 1, 2, 4 -> "0-2, 4"."""
+    runs: list[list[int]] = []
+    for i in positions:
+        if runs and runs[-1][1] == i - 1:
+            runs[-1][1] = i
+        else:
+            runs.append([i, i])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)

@@ -47,7 +47,7 @@ class Parts:
             return size // tp
         if self.repeat and tp % units == 0:
             return self.unit
-        fits = [n for n in range(1, units + 1) if units % n == 0]
+        fits = [n for n in range(1, min(units, 64) + 1) if units % n == 0]
         raise GraphError(
             f"part {part!r}: {units} units of {self.unit} do not divide over tp={tp};"
             f" tp may be one of {', '.join(map(str, fits))}"
@@ -74,6 +74,14 @@ class QuantFormat:
     group: int | None = None
     scale: DType = DType.F16
 
+    def __post_init__(self) -> None:
+        if self.dtype not in (DType.I8, DType.I4):
+            raise GraphError(f"weights are quantized to i8 or i4, not to {self.dtype}")
+        if self.group is not None and self.group < 1:
+            raise GraphError(f"a group of {self.group} weights cannot share a scale; expected 1 up")
+        if not self.scale.is_float:
+            raise GraphError(f"scales are floats, not {self.scale}")
+
     def __str__(self) -> str:
         return f"{self.dtype}" + (f" groups of {self.group}" if self.group else " per row")
 
@@ -98,7 +106,10 @@ class Parameter:
         if self.shard is None:
             return self.shape
         shape = list(self.shape)
-        shape[self.shard.dim] = self.shard.parts.local(mesh).total
+        try:
+            shape[self.shard.dim] = self.shard.parts.local(mesh).total
+        except GraphError as error:
+            raise GraphError(f"{self.name or 'a slot'}: {error}") from None
         return tuple(shape)
 
     def local_slice(self, part: str, mesh: Mesh) -> tuple[slice, ...]:
@@ -112,6 +123,14 @@ class Parameter:
     def parts(self) -> dict[str, int]:
         """Part names and their whole sizes; a slot with no named parts has the one part ''."""
         return self.shard.parts.sizes if self.shard else {"": self.shape[0]}
+
+    @property
+    def summary(self) -> str:
+        """Shape, with the sizes of fused parts, and format: `[q 64 + k 32 + v 32, 64] i8`."""
+        sizes = list(map(str, self.shape))
+        if self.shard is not None and len(self.parts) > 1:
+            sizes[self.shard.dim] = " + ".join(f"{part} {n}" for part, n in self.parts.items())
+        return f"[{', '.join(sizes)}]" + (f" {self.quant}" if self.quant else "")
 
     @property
     def tensor(self) -> Tensor:
@@ -134,7 +153,13 @@ class Cache:
     name: str = field(default="", init=False)
 
     def local_shape(self, mesh: Mesh) -> tuple[int, ...]:
-        return Parameter(self.shape, self.shard).local_shape(mesh)
+        slot = Parameter(self.shape, self.shard)
+        slot.name = self.name
+        return slot.local_shape(mesh)
+
+    @property
+    def summary(self) -> str:
+        return f"[{', '.join(map(str, self.shape))}]"
 
     @property
     def tensor(self) -> Tensor:

@@ -1,6 +1,11 @@
-"""Graphs as JSON: what an engine folder keeps of a topology."""
+"""Graphs as JSON: what an engine folder keeps of a topology.
+
+The text is strict JSON: an infinite attribute is written as `{"float": "inf"}`, and NaN, which no
+op may have as an attribute, is an error both ways.
+"""
 
 import json
+import math
 from dataclasses import fields
 from typing import Any
 
@@ -26,7 +31,7 @@ def to_json(graph: Graph) -> str:
             "path": node.path,
             "source": node.source,
         }
-        lines.append(json.dumps(record))
+        lines.append(json.dumps(record, allow_nan=False))
     outputs = json.dumps([number[id(t)] for t in graph.outputs])
     head = f'{{"schema": {SCHEMA}, "dtype": "{graph.dtype}", "outputs": {outputs}, "nodes": [\n'
     return head + ",\n".join(lines) + "\n]}\n"
@@ -35,20 +40,31 @@ def to_json(graph: Graph) -> str:
 def from_json(text: str) -> Graph:
     """The graph again, its types inferred anew. Raises `GraphError` for anything out of order."""
     try:
-        data = json.loads(text)
+        data = json.loads(text, parse_constant=_refuse)
         if data["schema"] != SCHEMA:
-            raise GraphError(f"graph schema {data['schema']}, this version reads {SCHEMA}")
+            raise GraphError(f"graph schema {data['schema']!r:.40}, this version reads {SCHEMA}")
         graph = Graph(DType(data["dtype"]))
         for record in data["nodes"]:
             op = _op(record["op"], record["attributes"])
             inputs = tuple(_tensor(graph, *pair) for pair in record["inputs"])
-            graph.insert(op, inputs)
-            graph.nodes[-1].path, graph.nodes[-1].source = record["path"], record["source"]
+            with graph.placed(_text(record["path"]), _text(record["source"])):
+                graph.insert(op, inputs)
         graph.outputs = tuple(_tensor(graph, *pair) for pair in data["outputs"])
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise GraphError(f"the graph's file is damaged: {type(error).__name__}: {error}") from error
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        problem = f"{type(error).__name__}: {error}"
+        raise GraphError(f"the graph's file is damaged: {problem:.200}") from error
     graph.verify()
     return graph
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected text, found {value!r}")
+    return value
 
 
 def _op(name: str, attributes: dict[str, Any]) -> Op:
@@ -65,7 +81,11 @@ def _op(name: str, attributes: dict[str, Any]) -> Op:
 
 
 def _tensor(graph: Graph, node: int, index: int) -> Tensor:
-    if not (0 <= node < len(graph.nodes) and 0 <= index < len(graph.nodes[node].outputs)):
+    if not (
+        type(node) is type(index) is int
+        and 0 <= node < len(graph.nodes)
+        and 0 <= index < len(graph.nodes[node].outputs)
+    ):
         raise GraphError(f"the graph's file is damaged: no output {index} of node {node}")
     return graph.nodes[node].outputs[index]
 
@@ -78,6 +98,8 @@ def _encode(value: Any) -> Any:
             return {"dim": value.name}
         case tuple():
             return [_encode(v) for v in value]
+        case float() if math.isinf(value):
+            return {"float": str(value)}
         case None | bool() | int() | float() | str():
             return value
     raise GraphError(f"an attribute of type {type(value).__name__} cannot be written to a file")
@@ -89,6 +111,8 @@ def _decode(value: Any) -> Any:
             return DType(name)
         case {"dim": str(name)}:
             return Dim(name)
+        case {"float": "inf" | "-inf" as text}:
+            return float(text)
         case list():
             return tuple(_decode(v) for v in value)
     return value

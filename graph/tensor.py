@@ -46,6 +46,8 @@ class TensorType:
 
     def size(self, axis: int) -> int:
         """The fixed size of an axis."""
+        if not -self.rank <= axis < self.rank:
+            raise GraphError(f"{self} has no axis {axis}")
         dim = self.shape[axis]
         if isinstance(dim, Dim):
             raise GraphError(f"axis {axis} of {self} has no fixed size")
@@ -83,6 +85,9 @@ class Tensor:
         from paddock.graph.ops import mul, scale
 
         return mul(self, other) if isinstance(other, Tensor) else scale(self, other)
+
+    def __rmul__(self, factor: float) -> Tensor:
+        return self * factor
 
 
 @dataclass(eq=False, slots=True)

@@ -1,6 +1,6 @@
 """A stack of blocks cut into pipeline stages."""
 
-from paddock.graph import ModuleList, Tensor, current_mesh
+from paddock.graph import GraphError, ModuleList, Tensor, current_mesh
 from paddock.graph import ops as F
 from paddock.graph.module import M
 from paddock.layers.step import Step
@@ -17,6 +17,11 @@ class Pipeline(ModuleList[M]):
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """x: [tokens, hidden] -> [tokens, hidden]."""
         mesh = current_mesh()
+        if mesh.pp > len(self.items):
+            raise GraphError(
+                f"{len(self.items)} layers do not divide over pp={mesh.pp}; pp may be 1 to"
+                f" {len(self.items)}"
+            )
         if not mesh.is_first:
             x = F.receive(step.token_ids, x.dtype, x.shape[1:])
         for i in mesh.stage(len(self.items)):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from fnmatch import fnmatch
 
-from paddock.graph import DType, Module, QuantFormat
+from paddock.graph import DType, GraphError, Module, QuantFormat, nearest
 
 
 def quantize(
@@ -16,10 +16,14 @@ def quantize(
     """Give every matrix of a linear layer a format; call it before tracing.
 
     `head` is the vocabulary head's own format (its errors reach the logits unattenuated); `skip`
-    holds patterns of slot names, as in a shell, that stay as they are. Groups that do not divide
-    a matrix's input fall back to one scale a row in i8, and a row's scale is kept in i8 always.
+    holds patterns of slot names, as in a shell, that stay as they are; one that matches no slot is
+    an error. A matrix whose inputs are not whole groups gets one scale a row, in i8.
     """
-    for name, slot in model.named_parameters():
+    slots = dict(model.named_parameters())
+    for pattern in skip:
+        if not any(fnmatch(name, pattern) for name in slots):
+            raise GraphError(f"no slot is named like {pattern!r}{nearest(pattern, slots)}")
+    for name, slot in slots.items():
         if not slot.quantizable or any(fnmatch(name, pattern) for pattern in skip):
             continue
         chosen = head if head is not None and name == "lm_head.weight" else weights

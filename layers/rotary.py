@@ -5,18 +5,21 @@ Field names are those of `rope_parameters` in config.json.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
-from paddock.graph import Array, Module, Tensor
+from paddock.graph import Array, GraphError, Module, Tensor
 from paddock.graph import ops as F
 from paddock.layers.step import Step
 
 
 @dataclass(frozen=True, kw_only=True)
 class RotaryScaling:
-    """What `rope_parameters` says. Fields that a type does not use stay None."""
+    """What `rope_parameters` says. Fields that a type does not use stay None.
+
+    Raises `GraphError` for a number with which the type has no meaning.
+    """
 
     rope_theta: float = 10_000.0
     rope_type: str = "default"
@@ -35,12 +38,61 @@ class RotaryScaling:
     short_factor: tuple[float, ...] | None = None
     long_factor: tuple[float, ...] | None = None
 
+    def __post_init__(self) -> None:
+        if self.rope_type not in ROTARY_TYPES:
+            raise GraphError(f"rope_type {self.rope_type!r} is none of {', '.join(ROTARY_TYPES)}")
+        for name in REQUIRED[self.rope_type]:
+            if getattr(self, name) is None:
+                raise GraphError(f"rope_type {self.rope_type!r} needs {name!r}")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            numbers = value if isinstance(value, tuple) else (value,)
+            for number in numbers:
+                if isinstance(number, str | bool) or number is None:
+                    continue
+                if not 0 < number < math.inf:
+                    raise GraphError(f"{field.name} is {number}, expected a finite number above 0")
+        if self.rope_theta <= 1:
+            raise GraphError(f"rope_theta is {self.rope_theta}, expected a number above 1")
+        if self.partial_rotary_factor > 1:
+            raise GraphError(f"partial_rotary_factor is {self.partial_rotary_factor}, above 1")
+        low, high = self.low_freq_factor, self.high_freq_factor
+        if low is not None and high is not None and low >= high:
+            raise GraphError(f"low_freq_factor {low} is not below high_freq_factor {high}")
+
+    def __str__(self) -> str:
+        """The fields that are set, e.g. `default rope_theta=10000`."""
+        told = [self.rope_type, f"rope_theta={self.rope_theta:g}"]
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value == field.default or field.name in ("rope_type", "rope_theta"):
+                continue
+            if isinstance(value, tuple):
+                value = f"({len(value)} numbers)"
+            told.append(f"{field.name}={value}")
+        return " ".join(told)
+
 
 class Rotary(Module):
     """Turns queries and keys by their positions."""
 
     def __init__(self, head_dim: int, scaling: RotaryScaling, *, interleaved: bool = False) -> None:
         self.head_dim, self.scaling, self.interleaved = head_dim, scaling, interleaved
+        dim = rotated(scaling, head_dim)
+        if dim < 2 or dim % 2:
+            raise GraphError(
+                f"{dim} elements of a head of {head_dim} turn: expected an even number"
+            )
+        if scaling.rope_type == "dynamic" and dim == 2:
+            raise GraphError("rope_type 'dynamic' needs more than one pair of elements to turn")
+        for name in ("short_factor", "long_factor"):
+            factors = getattr(scaling, name)
+            if factors is not None and len(factors) != dim // 2:
+                raise GraphError(f"{name} has {len(factors)} numbers for {dim // 2} pairs")
+
+    def __repr__(self) -> str:
+        layout = " interleaved" if self.interleaved else ""
+        return f"Rotary head_dim={self.head_dim}{layout} {self.scaling}"
 
     def forward(self, q: Tensor, k: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """q: [tokens, heads, head_dim], k: [tokens, kv heads, head_dim] -> both, turned."""
@@ -59,9 +111,15 @@ def frequencies(
     it: one engine turns every sequence alike, so that a cached key never needs another angle and
     nobody's text depends on who shares the batch.
     """
-    dim = int(head_dim * scaling.partial_rotary_factor)
-    inverse, factor = ROTARY_TYPES[scaling.rope_type](scaling, dim, max_context)
+    inverse, factor = ROTARY_TYPES[scaling.rope_type](
+        scaling, rotated(scaling, head_dim), max_context
+    )
     return tuple(map(float, inverse)), factor
+
+
+def rotated(scaling: RotaryScaling, head_dim: int) -> int:
+    """How many elements of a head turn."""
+    return int(head_dim * scaling.partial_rotary_factor)
 
 
 def _default(scaling: RotaryScaling, dim: int, max_context: int) -> tuple[Array, float]:

@@ -1,6 +1,7 @@
 """Attention over the paged cache."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -27,6 +28,8 @@ class Attention(Op):
     window: int | None = None
     soft_cap: float | None = None
 
+    has_effects: ClassVar[bool] = True  # it writes into the caches
+
     def infer(
         self,
         q: TensorType,
@@ -41,13 +44,26 @@ class Attention(Op):
     ) -> TensorType:
         if not q.rank == k.rank == v.rank == 3 or q.shape[2] != k.shape[2]:
             raise GraphError(f"expected q, k, v [tokens, heads, size]: {q}, {k}, {v}")
-        if k.shape[:2] != v.shape[:2] or q.size(1) % k.size(1):
+        if not q.dtype.is_float or not q.dtype is k.dtype is v.dtype:
+            raise GraphError(f"expected q, k, v in one type of floats: {q}, {k}, {v}")
+        if not q.shape[0] == k.shape[0] == v.shape[0]:
+            raise GraphError(f"q, k, v are of different tokens: {q}, {k}, {v}")
+        if k.shape[1] != v.shape[1] or q.size(1) % k.size(1):
             raise GraphError(f"{q.size(1)} heads do not share the {k.size(1)} of {k} and {v}")
         for name, cache, x in (("key", key_cache, k), ("value", value_cache, v)):
-            if cache.shape[2:] != x.shape[1:]:
+            if cache.rank != 4 or cache.shape[2:] != x.shape[1:]:
                 raise GraphError(f"the {name} cache {cache} does not hold {x}")
+        if key_cache.shape[:2] != value_cache.shape[:2]:
+            raise GraphError(f"the caches differ in their blocks: {key_cache}, {value_cache}")
+        steps = (sequence_starts, past_lengths, block_table, block_starts)
+        if any(t.rank != 1 or not t.dtype.is_index for t in steps):
+            raise GraphError(f"expected integers along one axis: {', '.join(map(str, steps))}")
+        if sequence_starts.shape != block_starts.shape:
+            raise GraphError(f"starts of different sequences: {sequence_starts}, {block_starts}")
         if self.window is not None and self.window < 1:
             raise GraphError(f"a window of {self.window} tokens sees nothing")
+        if self.soft_cap is not None and not 0 < self.soft_cap < float("inf"):
+            raise GraphError(f"soft_cap is {self.soft_cap}, expected a finite number above 0")
         return q.with_shape(q.shape[0], q.shape[1], v.shape[2])
 
     def compute(

@@ -6,10 +6,12 @@ Their NumPy definitions need a `Communicator`, which the engine that runs the gr
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+import numpy as np
+
 from paddock.graph.dtype import Array, DType
 from paddock.graph.errors import GraphError
 from paddock.graph.op import Op
-from paddock.graph.tensor import Shape, Tensor, TensorType
+from paddock.graph.tensor import Shape, Tensor, TensorType, fixed
 
 
 class Communicator(Protocol):
@@ -29,8 +31,10 @@ class Communicator(Protocol):
 
 
 @dataclass(frozen=True)
-class Collective(Op):
+class Collective(Op, abstract=True):
     """An op that is not a function of this rank's operands alone."""
+
+    has_effects: ClassVar[bool] = True
 
     def infer(self, x: TensorType) -> TensorType:
         return x
@@ -55,6 +59,8 @@ class AllGather(Collective):
     ranks: int
 
     def infer(self, x: TensorType) -> TensorType:
+        if self.ranks < 1:
+            raise GraphError(f"a mesh has no {self.ranks} ranks")
         return x.with_shape(*x.shape[:-1], x.size(-1) * self.ranks)
 
     def exchange(self, communicator: Communicator, *inputs: Array) -> Array:
@@ -77,16 +83,13 @@ class Receive(Collective):
     dtype: DType
     tail: Shape
 
-    reads_shape_only: ClassVar[bool] = True
-
     def infer(self, like: TensorType) -> TensorType:
+        if like.rank < 1 or any(isinstance(n, int) and n < 1 for n in self.tail):
+            raise GraphError(f"no tensor has the first axis of {like} and behind it {self.tail}")
         return TensorType(self.dtype, (like.shape[0], *self.tail))
 
     def exchange(self, communicator: Communicator, *inputs: Array) -> Array:
-        import numpy as np
-
-        tail = [d for d in self.tail if isinstance(d, int)]
-        x = np.empty((len(inputs[0]), *tail), self.dtype.numpy)
+        x = np.empty((len(inputs[0]), *fixed(self.tail)), self.dtype.numpy)
         communicator.receive(x)
         return x
 

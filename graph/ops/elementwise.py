@@ -13,7 +13,10 @@ from paddock.graph.tensor import Tensor, TensorType
 
 def widen(x: Array) -> Array:
     """Low-precision floats as f32, in which the NumPy definitions compute; others unchanged."""
-    return x if x.dtype in (np.float32, np.float64) else x.astype(np.float32)
+    return x.astype(np.float32) if x.dtype in _NARROW else x
+
+
+_NARROW = (DType.F16.numpy, DType.BF16.numpy)
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Scale(Op):
     factor: float
 
     def infer(self, x: TensorType) -> TensorType:
+        if not x.dtype.is_float:
+            raise GraphError(f"{x} times a constant: expected floats")
         return x
 
     def compute(self, x: Array) -> Array:
@@ -148,6 +153,8 @@ def silu(x: Tensor) -> Tensor:
 def _same_tail(x: TensorType, y: TensorType) -> TensorType:
     if x.dtype is not y.dtype:
         raise GraphError(f"element types differ: {x} and {y}; cast one of them")
+    if not (x.dtype.is_float or x.dtype.is_index):
+        raise GraphError(f"expected floats, i64 or i32: {x}")
     if y.rank > x.rank or x.shape[x.rank - y.rank :] != y.shape:
         raise GraphError(f"shapes do not match: {x} and {y}")
     return x

@@ -18,6 +18,8 @@ class Linear(Op):
             raise GraphError(f"expected x [n, inputs] and weight [outputs, inputs]: {x}, {weight}")
         if x.dtype is not weight.dtype:
             raise GraphError(f"element types differ: {x} and {weight}; cast one of them")
+        if not x.dtype.is_float:
+            raise GraphError(f"expected floats: {x}; integers go through `dequantize`")
         return x.with_shape(x.shape[0], weight.shape[0])
 
     def compute(self, x: Array, weight: Array) -> Array:

@@ -18,6 +18,7 @@ class RMSNorm(Op):
     eps: float
 
     def infer(self, x: TensorType, weight: TensorType) -> TensorType:
+        _check_eps(self.eps)
         return _over_last_axis(x, weight)
 
     def compute(self, x: Array, weight: Array) -> Array:
@@ -36,6 +37,9 @@ class LayerNorm(Op):
     eps: float
 
     def infer(self, x: TensorType, weight: TensorType, *bias: TensorType) -> TensorType:
+        _check_eps(self.eps)
+        if len(bias) > 1:
+            raise GraphError(f"expected one bias, got {len(bias)}")
         for operand in (weight, *bias):
             _over_last_axis(x, operand)
         return x
@@ -59,6 +63,13 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Te
 
 
 def _over_last_axis(x: TensorType, weight: TensorType) -> TensorType:
-    if weight.shape != x.shape[-1:]:
+    if x.rank < 1 or weight.shape != x.shape[-1:]:
         raise GraphError(f"weight {weight} does not match the last axis of {x}")
+    if not (x.dtype.is_float and weight.dtype.is_float):
+        raise GraphError(f"expected floats: {x}, {weight}")
     return x
+
+
+def _check_eps(eps: float) -> None:
+    if not 0 <= eps < float("inf"):
+        raise GraphError(f"eps is {eps}, expected a finite number from 0 up")

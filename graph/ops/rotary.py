@@ -1,5 +1,6 @@
 """Rotary position embedding: Su et al. 2021, arxiv.org/abs/2104.09864."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,8 +24,12 @@ class RotaryAngles(Op):
     factor: float = 1.0
 
     def infer(self, positions: TensorType) -> tuple[TensorType, TensorType]:
-        if positions.rank != 1 or positions.dtype.is_float:
-            raise GraphError(f"positions must be integers [tokens], got {positions}")
+        if positions.rank != 1 or not positions.dtype.is_index:
+            raise GraphError(f"positions must be i64 or i32 [tokens], got {positions}")
+        if not self.frequencies:
+            raise GraphError("expected one frequency at least")
+        if not all(math.isfinite(f) for f in (*self.frequencies, self.factor)):
+            raise GraphError(f"frequencies and factor must be finite: {self.frequencies}")
         table = TensorType(DType.F32, (positions.shape[0], 2 * len(self.frequencies)))
         return table, table
 
@@ -49,8 +54,13 @@ class Rotary(Op):
     def infer(self, x: TensorType, cos: TensorType, sin: TensorType) -> TensorType:
         if x.rank != 3 or cos != sin or cos.rank != 2 or cos.shape[0] != x.shape[0]:
             raise GraphError(f"expected x [tokens, heads, size] and two tables: {x}, {cos}, {sin}")
-        if cos.size(1) > x.size(2):
-            raise GraphError(f"{cos.size(1)} rotated elements in a head of {x.size(2)}")
+        if not x.dtype.is_float or cos.dtype is not DType.F32:
+            raise GraphError(f"expected x in floats and the tables in f32: {x}, {cos}")
+        if cos.size(1) > x.size(2) or cos.size(1) % 2:
+            raise GraphError(
+                f"{cos.size(1)} rotated elements in a head of {x.size(2)}: expected an even number"
+                " that fits"
+            )
         return x
 
     def compute(self, x: Array, cos: Array, sin: Array) -> Array:

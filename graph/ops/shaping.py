@@ -18,6 +18,8 @@ class Split(Op):
     sizes: tuple[int, ...]
 
     def infer(self, x: TensorType) -> tuple[TensorType, ...]:
+        if any(size < 1 for size in self.sizes):
+            raise GraphError(f"sizes {self.sizes}: each must be 1 at least")
         if sum(self.sizes) != x.size(-1):
             raise GraphError(f"sizes {self.sizes} sum to {sum(self.sizes)}, the last axis of {x}")
         return tuple(x.with_shape(*x.shape[:-1], size) for size in self.sizes)
@@ -31,6 +33,8 @@ class Concat(Op):
     """Join along the last axis."""
 
     def infer(self, *xs: TensorType) -> TensorType:
+        if not xs:
+            raise GraphError("nothing to join")
         first = xs[0]
         for x in xs:
             if x.dtype is not first.dtype or x.shape[:-1] != first.shape[:-1]:
@@ -48,6 +52,8 @@ class Reshape(Op):
     tail: tuple[int, ...]
 
     def infer(self, x: TensorType) -> TensorType:
+        if x.rank < 1 or any(size < 1 for size in self.tail):
+            raise GraphError(f"{x} has no view with the axes {self.tail} behind the first")
         if prod(x.size(i) for i in range(1, x.rank)) != prod(self.tail):
             raise GraphError(f"{x} has no view [{x.shape[0]}, {', '.join(map(str, self.tail))}]")
         return x.with_shape(x.shape[0], *self.tail)
@@ -61,8 +67,10 @@ class Gather(Op):
     """Rows of x by number: [n, ...] and integers [m] -> [m, ...]."""
 
     def infer(self, x: TensorType, rows: TensorType) -> TensorType:
-        if rows.rank != 1 or rows.dtype.is_float:
-            raise GraphError(f"row numbers must be integers along one axis, got {rows}")
+        if rows.rank != 1 or not rows.dtype.is_index:
+            raise GraphError(f"row numbers must be i64 or i32 along one axis, got {rows}")
+        if x.rank < 1:
+            raise GraphError(f"{x} has no rows")
         return x.with_shape(rows.shape[0], *x.shape[1:])
 
     def compute(self, x: Array, rows: Array) -> Array:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+
 from paddock.graph.dtype import Array, DType
 from paddock.graph.errors import GraphError
 from paddock.graph.graph import current_graph
@@ -13,7 +15,7 @@ from paddock.graph.tensor import BLOCK_SIZE, BLOCKS, Shape, Tensor, TensorType
 
 
 @dataclass(frozen=True)
-class Source(Op):
+class Source(Op, abstract=True):
     """A value that an engine feeds from outside, under a name."""
 
     key: str
@@ -22,7 +24,21 @@ class Source(Op):
 
     fed_by: ClassVar[str] = "the step"
 
+    @property
+    def feed(self) -> tuple[str, ...]:
+        """What tells it from the other sources of a graph; nodes of one feed have one type."""
+        return self.name, self.key
+
     def infer(self) -> TensorType:
+        if not self.key:
+            raise GraphError(
+                "it has no name: a Parameter or Cache is found where it is an attribute of a"
+                " Module, and a Module where it is one or stands in a ModuleList"
+            )
+        if any(isinstance(n, int) and n < 1 for n in self.shape):
+            raise GraphError(
+                f"{self.key!r}: {TensorType(self.dtype, self.shape)} has an empty axis"
+            )
         return TensorType(self.dtype, self.shape)
 
     def compute(self) -> Array:
@@ -53,6 +69,21 @@ class Weight(Source):
 
     fed_by: ClassVar[str] = "the bound weights"
 
+    @property
+    def feed(self) -> tuple[str, ...]:
+        return self.name, self.key, self.part
+
+    def infer(self) -> TensorType:
+        if self.parts and (
+            not self.shape
+            or self.shape[0] != sum(rows for _, rows in self.parts)
+            or any(rows < 1 for _, rows in self.parts)
+        ):
+            raise GraphError(
+                f"{self.key!r}: the parts {self.parts} are not the rows of {self.shape}"
+            )
+        return super().infer()
+
 
 @dataclass(frozen=True)
 class CacheBlocks(Source):
@@ -71,15 +102,21 @@ class Dequantize(Op):
     dtype: DType
 
     def infer(self, values: TensorType, scales: TensorType) -> TensorType:
-        rows, columns = values.size(0), values.size(1)
-        if scales.rank != 2 or scales.size(0) != rows or columns % scales.size(1):
+        if values.rank != 2 or values.dtype not in (DType.I8, DType.I4) or scales.rank != 2:
+            raise GraphError(f"expected integers and scales of two axes: {values}, {scales}")
+        if not (self.dtype.is_float and scales.dtype.is_float):
+            raise GraphError(
+                f"expected floats for the scales and the result: {scales}, {self.dtype}"
+            )
+        if scales.size(0) != values.size(0) or values.size(1) % scales.size(1):
             raise GraphError(f"scales {scales} do not divide the integers {values} into groups")
         return TensorType(self.dtype, values.shape)
 
     def compute(self, values: Array, scales: Array) -> Array:
         rows, columns = values.shape
-        groups = values.astype(scales.dtype).astype("f4").reshape(rows, scales.shape[1], -1)
-        weights = groups * scales.astype("f4")[..., None]
+        # f32 holds the product of 8 bits and the 11 of an f16 scale exactly.
+        groups = values.astype(np.float32).reshape(rows, scales.shape[1], -1)
+        weights = groups * scales.astype(np.float32)[..., None]
         return weights.reshape(rows, columns).astype(self.dtype.numpy)
 
 
@@ -93,12 +130,15 @@ def parameter(slot: Parameter, mesh: Mesh, dtype: DType) -> Tensor:
     parts: tuple[tuple[str, int], ...] = ()
     if slot.shard is not None and slot.shard.dim == 0 and len(slot.parts) > 1:
         parts = tuple(slot.shard.parts.local(mesh).sizes.items())
+    once = current_graph().insert_once
     if slot.quant is None:
-        return _once(Weight(slot.name, slot.dtype or dtype, shape, parts))
-    values = _once(Weight(slot.name, slot.quant.dtype, shape, parts))
-    scales = _once(
-        Weight(scale_name(slot.name), slot.quant.scale, scale_shape(shape, slot.quant), parts)
-    )
+        return once(Weight(slot.name, slot.dtype or dtype, shape, parts))
+    try:
+        scales_shape = scale_shape(shape, slot.quant)
+    except GraphError as error:
+        raise GraphError(f"{slot.name}: {error}") from None
+    values = once(Weight(slot.name, slot.quant.dtype, shape, parts))
+    scales = once(Weight(scale_name(slot.name), slot.quant.scale, scales_shape, parts))
     tensor: Tensor = Dequantize(dtype)(values, scales)
     return tensor
 
@@ -124,16 +164,8 @@ def scale_shape(shape: Shape, quant: QuantFormat) -> tuple[int, int]:
 
 
 def cache(slot: Cache, mesh: Mesh, dtype: DType) -> Tensor:
-    return _once(CacheBlocks(slot.name, dtype, (BLOCKS, BLOCK_SIZE, *slot.local_shape(mesh))))
-
-
-def _once(op: Source) -> Tensor:
-    """A slot that two layers share (tied embeddings) is one node."""
-    for node in current_graph().nodes:
-        if node.op == op:
-            return node.outputs[0]
-    tensor: Tensor = op()
-    return tensor
+    shape: Shape = (BLOCKS, BLOCK_SIZE, *slot.local_shape(mesh))
+    return current_graph().insert_once(CacheBlocks(slot.name, dtype, shape))
 
 
 def split_parts(tensor: Tensor) -> tuple[Tensor, ...] | None:
@@ -141,7 +173,7 @@ def split_parts(tensor: Tensor) -> tuple[Tensor, ...] | None:
     op = tensor.node.op
     if isinstance(op, Weight) and op.parts:
         return tuple(
-            _once(Weight(op.key, op.dtype, (rows, *op.shape[1:]), part=part))
+            current_graph().insert_once(Weight(op.key, op.dtype, (rows, *op.shape[1:]), part=part))
             for part, rows in op.parts
         )
     if isinstance(op, Dequantize):

@@ -1,7 +1,6 @@
 """Compute once what several layers ask for, e.g. rotary angles."""
 
 from paddock.graph.graph import Graph, use_graph
-from paddock.graph.ops import Attention, Collective
 from paddock.graph.tensor import Tensor
 
 
@@ -15,7 +14,7 @@ def merge_equal(graph: Graph) -> Graph:
             inputs = tuple(new[id(t)] for t in node.inputs)
             # 1 == 1.0 and True == 1 in Python: the types of attributes tell ops apart, too.
             key = (type(node.op), repr(node.op), *map(id, inputs))
-            if key not in known or isinstance(node.op, Attention | Collective):
+            if key not in known or node.op.has_effects:
                 with result.at(node):
                     result.insert(node.op, inputs)
                 known[key] = result.nodes[-1].outputs

@@ -22,6 +22,10 @@ RULES: list[Rule] = [
         _norm_of_rows,
     ),  # rms_norm(x, w)[rows] -> rms_norm(x[rows], w)
     (
+        op(F.Gather, op(F.LayerNorm, any_("x"), any_("weight"), as_="norm"), any_("rows")),
+        _norm_of_rows,
+    ),  # layer_norm(x, w)[rows] -> layer_norm(x[rows], w)
+    (
         op(
             F.Gather,
             op(F.LayerNorm, any_("x"), any_("weight"), any_("bias"), as_="norm"),
