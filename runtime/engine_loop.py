@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import itertools
 import logging
 import threading
 import time
@@ -13,43 +12,25 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
-import numpy as np
-
 from paddock.engines.protocol import Session
 from paddock.runtime.admission import Admission
-from paddock.runtime.bad_words import bad_words_token_ids
-from paddock.runtime.errors import LoopClosed, RequestError, RequestTooLarge
+from paddock.runtime.errors import LoopClosed
 from paddock.runtime.handle import RequestHandle
+from paddock.runtime.intake import Intake, TextCodec
 from paddock.runtime.limits import Limits
 from paddock.runtime.outputs import Event
 from paddock.runtime.prefix_hash import PrefixHasher
-from paddock.runtime.request import FinishReason, Request, State, TokenIds
-from paddock.runtime.sampler import SequenceSampler
+from paddock.runtime.request import FinishReason, Request, State
 from paddock.runtime.sampling_params import SamplingParams
 from paddock.runtime.scheduler import Scheduler
 from paddock.runtime.stats import Stats, StepReport, TokenRate
 from paddock.runtime.stepper import Stepper
-from paddock.runtime.text_stream import Decoder, TextStream
 
 logger = logging.getLogger(__name__)
 
-MAX_PRIORITY = 100
 CLOSED = "the engine loop is closed and takes no more requests"
 
 News = TypeVar("News")
-
-
-class TextCodec(Protocol):
-    """What the loop needs of a tokenizer; `paddock.runtime.tokenizer.Tokenizer` has it."""
-
-    @property
-    def eos_token_ids(self) -> frozenset[int]: ...
-
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
-
-    def incremental(
-        self, prompt_token_ids: Sequence[int], skip_special_tokens: bool = True
-    ) -> Decoder: ...
 
 
 class Listener(Protocol):
@@ -85,21 +66,18 @@ class EngineLoop:
         """
         self.limits = limits
         self._session = session
-        self._tokenizer = tokenizer
         self._clock = clock
-        self._eos_token_ids = tokenizer.eos_token_ids if tokenizer else frozenset[int]()
-        self._context = min(limits.max_context, limits.cache_blocks * session.block_size)
-        self._hasher = PrefixHasher(session.block_size)
+        hasher = PrefixHasher(session.block_size)
+        self._intake = Intake(session, limits, tokenizer, hasher, clock)
         self._admission = Admission(limits, clock)
         self._stepper = Stepper(
             session,
             limits,
-            Scheduler(limits, session.block_size, self._hasher),
+            Scheduler(limits, session.block_size, hasher),
             self._admission,
-            eos_token_ids=self._eos_token_ids,
+            eos_token_ids=self._intake.eos_token_ids,
             clock=clock,
         )
-        self._numbers = itertools.count()
         self._rate = TokenRate()
         self._listeners: list[Listener] = []
         self._live: dict[int, tuple[Request, RequestHandle]] = {}
@@ -146,34 +124,13 @@ class EngineLoop:
         Raises `RequestTooLarge` where it could never run, `QueueFull` where too much is waiting,
         `LoopClosed`, and `RequestError` for what is wrong in it.
         """
-        params = params or SamplingParams()
-        arrival = self._clock()
-        number = next(self._numbers)
-        name = request_id if request_id is not None else f"request-{number}"
-        token_ids = self._prompt_token_ids(prompt)
-        max_tokens = self._max_tokens(len(token_ids), params)
-        if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
-            raise RequestError(
-                f"priority: expected {-MAX_PRIORITY} (most urgent) to {MAX_PRIORITY}, "
-                f"found {priority}"
-            )
-        if deadline_s is not None and not deadline_s >= 0:
-            raise RequestError(f"deadline_s: expected seconds from now, found {deadline_s}")
-        root = self._hasher.root(cache_salt.encode("utf-8", "surrogatepass"))
-        request = Request(
-            number,
-            token_ids,
-            params,
-            arrival=arrival,
-            max_tokens=max_tokens,
-            request_id=name,
+        request = self._intake.request(
+            prompt,
+            params or SamplingParams(),
             priority=priority,
-            deadline=None if deadline_s is None else arrival + deadline_s,
-            aging_s=self.limits.aging_s,
-            root_digest=root,
-            block_digests=self._hasher.blocks(root, token_ids),
-            samplers=self._samplers(token_ids.tolist(), params),
-            streams=self._streams(token_ids, params),
+            deadline_s=deadline_s,
+            request_id=request_id,
+            cache_salt=cache_salt,
         )
         handle = RequestHandle(request, self._cancel)
         self._admission.enter(request)
@@ -269,84 +226,6 @@ class EngineLoop:
         traceback: TracebackType | None,
     ) -> None:
         self.close(drain=error is None)
-
-    # --- making requests, in the caller's thread -------------------------------------------------
-
-    def _prompt_token_ids(self, prompt: str | Sequence[int]) -> TokenIds:
-        if isinstance(prompt, str):
-            if self._tokenizer is None:
-                raise RequestError("the prompt is text, and this engine loop has no tokenizer")
-            prompt = self._tokenizer.encode(prompt)
-        if len(prompt) == 0:
-            raise RequestError("the prompt is empty; it needs at least one token")
-        try:
-            token_ids = np.array(prompt)
-        except (ValueError, OverflowError) as error:
-            raise RequestError(f"the prompt is no list of token ids: {error}") from error
-        if token_ids.ndim != 1 or token_ids.dtype.kind not in "iu":
-            raise RequestError(
-                "the prompt is no list of token ids: it makes an array of "
-                f"{token_ids.dtype}{list(token_ids.shape)}"
-            )
-        low, high = int(token_ids.min()), int(token_ids.max())
-        vocabulary = self._session.vocab_size
-        if low < 0 or high >= vocabulary:
-            raise RequestError(
-                f"the prompt holds token id {low if low < 0 else high}, "
-                f"outside the vocabulary of {vocabulary} tokens"
-            )
-        return token_ids.astype(np.int64, copy=False)
-
-    def _max_tokens(self, prompt_length: int, params: SamplingParams) -> int:
-        """How many tokens it may make: what it asks for, as far as the context reaches."""
-        room = self._context - prompt_length
-        if room < max(params.min_tokens, 1):
-            needs = f"min_tokens of {params.min_tokens}" if params.min_tokens > 1 else "one to make"
-            limits = self.limits
-            bound = f"limits.max_context ({limits.max_context})"
-            if self._context < limits.max_context:
-                bound = (
-                    f"the {self._context} tokens that limits.cache_blocks ({limits.cache_blocks}) "
-                    f"blocks of {self._session.block_size} hold"
-                )
-            raise RequestTooLarge(
-                f"the prompt has {prompt_length} tokens, which with {needs} is more than {bound}; "
-                "shorten the prompt, or raise the limit"
-            )
-        return room if params.max_tokens is None else min(params.max_tokens, room)
-
-    def _samplers(self, token_ids: list[int], params: SamplingParams) -> list[SequenceSampler]:
-        bad_words: list[list[int]] = []
-        if params.bad_words:
-            if self._tokenizer is None:
-                raise RequestError("bad_words: this engine loop has no tokenizer to read them with")
-            bad_words = bad_words_token_ids(params.bad_words, self._tokenizer.encode)
-        eos = frozenset[int]() if params.ignore_eos else self._eos_token_ids
-        return [
-            SequenceSampler(
-                params,
-                prompt_token_ids=token_ids,
-                vocab_size=self._session.vocab_size,
-                eos_token_ids=eos,
-                bad_words_token_ids=bad_words,
-                index=index,
-            )
-            for index in range(params.n)
-        ]
-
-    def _streams(self, token_ids: TokenIds, params: SamplingParams) -> list[TextStream]:
-        tokenizer = self._tokenizer
-        make: Callable[[], Decoder] | None = None
-        if tokenizer is not None:
-
-            def make() -> Decoder:
-                return tokenizer.incremental(token_ids.tolist(), params.skip_special_tokens)
-
-        elif params.stop:
-            raise RequestError("stop: this engine loop has no tokenizer, so there is no text")
-        return [
-            TextStream(make, params.stop, keep_stop=params.include_stop) for _ in range(params.n)
-        ]
 
     # --- the loop's thread ------------------------------------------------------------------
 

@@ -1,0 +1,173 @@
+"""Checking what is asked, in the asker's thread, before anything waits for it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from paddock.engines.protocol import Session
+from paddock.runtime.bad_words import bad_words_token_ids
+from paddock.runtime.errors import RequestError, RequestTooLarge
+from paddock.runtime.limits import Limits
+from paddock.runtime.prefix_hash import PrefixHasher
+from paddock.runtime.request import Request, TokenIds
+from paddock.runtime.sampler import SequenceSampler
+from paddock.runtime.sampling_params import SamplingParams
+from paddock.runtime.text_stream import Decoder, TextStream
+
+MAX_PRIORITY = 100
+
+
+class TextCodec(Protocol):
+    """What the loop needs of a tokenizer; `paddock.runtime.tokenizer.Tokenizer` has it."""
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]: ...
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
+
+    def incremental(
+        self, prompt_token_ids: Sequence[int], skip_special_tokens: bool = True
+    ) -> Decoder: ...
+
+
+class Intake:
+    """Makes requests of what callers give. Thread-safe: nothing in it changes."""
+
+    def __init__(
+        self,
+        session: Session,
+        limits: Limits,
+        tokenizer: TextCodec | None,
+        hasher: PrefixHasher,
+        clock: Callable[[], float],
+    ) -> None:
+        self._limits = limits
+        self._tokenizer = tokenizer
+        self._hasher = hasher
+        self._clock = clock
+        self._vocab_size = session.vocab_size
+        self._block_size = session.block_size
+        self._context = min(limits.max_context, limits.cache_blocks * session.block_size)
+        self._numbers = itertools.count()
+        self.eos_token_ids = tokenizer.eos_token_ids if tokenizer else frozenset[int]()
+
+    def request(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams,
+        *,
+        priority: int,
+        deadline_s: float | None,
+        request_id: str | None,
+        cache_salt: str,
+    ) -> Request:
+        """See `EngineLoop.submit`. Raises `RequestError` for what is wrong, naming it."""
+        arrival = self._clock()
+        number = next(self._numbers)
+        if isinstance(prompt, str):
+            prompt = self._encode(prompt)
+        max_tokens = self._max_tokens(len(prompt), params)
+        token_ids = self._checked(prompt)
+        if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
+            raise RequestError(
+                f"priority: expected {-MAX_PRIORITY} (most urgent) to {MAX_PRIORITY}, "
+                f"found {priority}"
+            )
+        if deadline_s is not None and not deadline_s >= 0:
+            raise RequestError(f"deadline_s: expected seconds from now, found {deadline_s}")
+        root = self._hasher.root(cache_salt.encode("utf-8", "surrogatepass"))
+        return Request(
+            number,
+            token_ids,
+            params,
+            arrival=arrival,
+            max_tokens=max_tokens,
+            request_id=request_id if request_id is not None else f"request-{number}",
+            priority=priority,
+            deadline=None if deadline_s is None else arrival + deadline_s,
+            aging_s=self._limits.aging_s,
+            root_digest=root,
+            block_digests=self._hasher.blocks(root, token_ids),
+            samplers=self._samplers(token_ids.tolist(), params),
+            streams=self._streams(token_ids, params),
+        )
+
+    def _encode(self, prompt: str) -> list[int]:
+        if self._tokenizer is None:
+            raise RequestError("the prompt is text, and this engine loop has no tokenizer")
+        return self._tokenizer.encode(prompt)
+
+    def _checked(self, prompt: Sequence[int]) -> TokenIds:
+        try:
+            token_ids = np.array(prompt)
+        except (ValueError, OverflowError) as error:
+            raise RequestError(f"the prompt is no list of token ids: {error}") from error
+        if token_ids.ndim != 1 or token_ids.dtype.kind not in "iu":
+            raise RequestError(
+                "the prompt is no list of token ids: it makes an array of "
+                f"{token_ids.dtype}{list(token_ids.shape)}"
+            )
+        low, high = int(token_ids.min()), int(token_ids.max())
+        if low < 0 or high >= self._vocab_size:
+            raise RequestError(
+                f"the prompt holds token id {low if low < 0 else high}, "
+                f"outside the vocabulary of {self._vocab_size} tokens"
+            )
+        return token_ids.astype(np.int64, copy=False)
+
+    def _max_tokens(self, prompt_length: int, params: SamplingParams) -> int:
+        """How many tokens it may make: what it asks for, as far as the context reaches."""
+        if prompt_length == 0:
+            raise RequestError("the prompt is empty; it needs at least one token")
+        room = self._context - prompt_length
+        if room < max(params.min_tokens, 1):
+            needs = f"min_tokens of {params.min_tokens}" if params.min_tokens > 1 else "one to make"
+            limits = self._limits
+            bound = f"limits.max_context ({limits.max_context})"
+            if self._context < limits.max_context:
+                bound = (
+                    f"the {self._context} tokens that limits.cache_blocks ({limits.cache_blocks}) "
+                    f"blocks of {self._block_size} hold"
+                )
+            raise RequestTooLarge(
+                f"the prompt has {prompt_length} tokens, which with {needs} is more than {bound}; "
+                "shorten the prompt, or raise the limit"
+            )
+        return room if params.max_tokens is None else min(params.max_tokens, room)
+
+    def _samplers(self, token_ids: list[int], params: SamplingParams) -> list[SequenceSampler]:
+        bad_words: list[list[int]] = []
+        if params.bad_words:
+            if self._tokenizer is None:
+                raise RequestError("bad_words: this engine loop has no tokenizer to read them with")
+            bad_words = bad_words_token_ids(params.bad_words, self._tokenizer.encode)
+        eos = frozenset[int]() if params.ignore_eos else self.eos_token_ids
+        return [
+            SequenceSampler(
+                params,
+                prompt_token_ids=token_ids,
+                vocab_size=self._vocab_size,
+                eos_token_ids=eos,
+                bad_words_token_ids=bad_words,
+                index=index,
+            )
+            for index in range(params.n)
+        ]
+
+    def _streams(self, token_ids: TokenIds, params: SamplingParams) -> list[TextStream]:
+        tokenizer = self._tokenizer
+        make: Callable[[], Decoder] | None = None
+        if tokenizer is not None:
+
+            def make() -> Decoder:
+                return tokenizer.incremental(token_ids.tolist(), params.skip_special_tokens)
+
+        elif params.stop:
+            raise RequestError("stop: this engine loop has no tokenizer, so there is no text")
+        return [
+            TextStream(make, params.stop, keep_stop=params.include_stop) for _ in range(params.n)
+        ]

@@ -1,0 +1,128 @@
+"""The engine loop without its thread, on a clock that stands still unless it is told to go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from paddock.runtime.admission import Admission
+from paddock.runtime.handle import RequestHandle
+from paddock.runtime.intake import Intake
+from paddock.runtime.limits import Limits
+from paddock.runtime.outputs import RequestResult
+from paddock.runtime.prefix_hash import PrefixHasher
+from paddock.runtime.request import FinishReason, Request
+from paddock.runtime.sampling_params import SamplingParams
+from paddock.runtime.scheduler import Decision, Scheduler
+from paddock.runtime.stepper import Stepper
+from tests.runtime.history_session import HistorySession
+from tests.runtime.letter_tokenizer import VOCAB_SIZE, LetterTokenizer
+
+
+def make_limits(**changes: Any) -> Limits:
+    """Small limits; `changes` over them."""
+    values: dict[str, Any] = {
+        "max_sequences": 4,
+        "max_tokens_per_step": 16,
+        "max_context": 64,
+        "cache_blocks": 64,
+        "max_queued_requests": 100,
+        "max_queued_tokens": 10_000,
+    }
+    return Limits(**(values | changes))
+
+
+class Harness:
+    """Submit, then `step()`; after each step every invariant is checked."""
+
+    def __init__(self, limits: Limits, *, block_size: int = 4) -> None:
+        self.now = 0.0
+        self.limits = limits
+        self.session = HistorySession(vocab_size=VOCAB_SIZE, block_size=block_size, limits=limits)
+        self.session.allocate_cache(limits.cache_blocks)
+        hasher = PrefixHasher(block_size)
+        self.admission = Admission(limits, self.clock)
+        self.intake = Intake(self.session, limits, LetterTokenizer(), hasher, self.clock)
+        self.scheduler = Scheduler(limits, block_size, hasher)
+        self.stepper = Stepper(
+            self.session,
+            limits,
+            self.scheduler,
+            self.admission,
+            eos_token_ids=self.intake.eos_token_ids,
+            clock=self.clock,
+        )
+        self.handles: dict[int, RequestHandle] = {}
+        self.decisions: list[Decision] = []
+        self._remember_decisions()
+
+    def clock(self) -> float:
+        return self.now
+
+    def submit(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        priority: int = 0,
+        deadline_s: float | None = None,
+        salt: str = "",
+        **params: Any,
+    ) -> Request:
+        request = self.intake.request(
+            prompt,
+            SamplingParams(**({"temperature": 0.0} | params)),
+            priority=priority,
+            deadline_s=deadline_s,
+            request_id=None,
+            cache_salt=salt,
+        )
+        self.admission.enter(request)
+        self.handles[request.number] = RequestHandle(request, self.cancel)
+        self.stepper.add(request)
+        return request
+
+    def cancel(self, request: Request) -> None:
+        self.stepper.end(request, FinishReason.CANCELLED)
+        self._publish()
+
+    def step(self, count: int = 1) -> None:
+        for _ in range(count):
+            best = self.scheduler.running[0] if self.scheduler.running else None
+            self.stepper.step()
+            self._publish()
+            self.scheduler.audit()
+            if best is not None and best in self.scheduler.running:
+                chunks = self.decisions[-1].chunks
+                assert any(chunk.sequence is best for chunk in chunks), "the best-ranked stands"
+
+    def run(self, *, steps: int = 10_000) -> None:
+        """Until nothing is left to do."""
+        while not self.stepper.idle:
+            assert steps, "it does not end"
+            self.step()
+            steps -= 1
+        self.check_empty()
+
+    def result(self, request: Request) -> RequestResult:
+        """Of a finished request."""
+        return self.handles[request.number].result(timeout_s=0)
+
+    def check_empty(self) -> None:
+        """Nothing is held for anybody."""
+        assert self.scheduler.pool.held == 0
+        assert self.admission.requests == self.admission.tokens == 0
+        assert not self.scheduler.running
+        assert self.scheduler.queued == 0
+
+    def _publish(self) -> None:
+        for number, events in self.stepper.take_events().items():
+            self.handles[number].publish(events)
+
+    def _remember_decisions(self) -> None:
+        schedule = self.scheduler.schedule
+
+        def remembering() -> Decision:
+            self.decisions.append(schedule())
+            return self.decisions[-1]
+
+        self.scheduler.schedule = remembering  # type: ignore[method-assign]
