@@ -1,0 +1,149 @@
+"""The command line: `paddock COMMAND NAME [key=value ...]`.
+
+Exit codes: 0 done, 1 failed, 2 the command line is wrong, 130 interrupted (Ctrl-C), 141 the reader
+of the output went away. Errors are one line on stderr; `--debug` adds the traceback.
+
+Only what every command needs is imported here: `paddock --help` takes as long as Python does.
+"""
+
+import os
+import signal
+import sys
+import traceback
+import warnings
+from importlib import import_module
+from typing import Any, NoReturn
+
+from paddock.commands.arguments import CommandParser, UsageError
+from paddock.commands.terminal import survive_any_locale
+
+COMMANDS = {
+    "list": "the recipes, one line each",
+    "show": "a recipe as it is resolved, and where each value comes from",
+    "build": "build the engine of a recipe, or find it in the cache",
+    "generate": "continue prompts: from the command line, stdin or a file",
+    "chat": "talk with a model",
+    "bench": "measure speed, latency, memory and the fraction of memory bandwidth",
+    "cache": "list or prune the engines that were built",
+    "demo": "generate text from the bundled checkpoint: a first look",
+}
+
+FAILED, WRONG_USAGE, INTERRUPTED, READER_GONE = 1, 2, 130, 141
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    warnings.showwarning = _show_warning
+    survive_any_locale()
+    try:
+        status = _run(arguments)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        # A second Ctrl-C, while threads and files are being closed, ends the process at once.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        return INTERRUPTED
+    except BrokenPipeError:
+        _give_up_stdout()
+        return READER_GONE
+    except Exception as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _give_up_stdout()
+        return _report(error)
+    return status
+
+
+def _run(arguments: list[str]) -> int:
+    first = next((i for i, word in enumerate(arguments) if not word.startswith("-")), None)
+    parser = _top_parser()
+    options = parser.parse(arguments[:first])
+    if options.version:
+        return _print_version()
+    if first is None or options.help:
+        print(parser.format_help(), end="")
+        return 0
+    name, rest = arguments[first], arguments[first + 1 :]
+    if name == "help":
+        return _run([*rest[:1], "--help"])
+    if name not in COMMANDS:
+        _unknown_command(name)
+    command: Any = import_module(f"paddock.commands.{name}")
+    parser = CommandParser(f"paddock {name}", command.USAGE, command.__doc__ or "")
+    command.add_arguments(parser)
+    given = parser.parse(rest)
+    if given.help:
+        print(parser.format_help(), end="")
+        return 0
+    given.quiet |= options.quiet
+    status: int = command.run(given)
+    return status
+
+
+def _give_up_stdout() -> None:
+    """Python flushes stdout once more at exit, which must not fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _top_parser() -> CommandParser:
+    width = max(map(len, COMMANDS))
+    lines = "\n".join(f"  {name:{width}}  {what}" for name, what in COMMANDS.items())
+    parser = CommandParser(
+        "paddock",
+        "COMMAND [NAME] [key=value ...] [options]",
+        f"Builds and serves language-model engines from recipes.\n\n{lines}\n\n"
+        "Each command explains itself: paddock COMMAND --help. A first look: paddock demo",
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    return parser
+
+
+def _print_version() -> int:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        found = version("paddock")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        found = "(not installed)"
+    print(f"paddock {found}")
+    return 0
+
+
+def _unknown_command(name: str) -> NoReturn:
+    from paddock.graph.errors import nearest
+
+    raise UsageError(
+        f"no command {name!r}{nearest(name, COMMANDS) or '; there are ' + ', '.join(COMMANDS)}"
+    )
+
+
+def _report(error: Exception) -> int:
+    """Say what is wrong in one line; the exit code."""
+    from paddock.graph.errors import PaddockError
+
+    if isinstance(error, UsageError):
+        message, status = str(error), WRONG_USAGE
+    elif isinstance(error, PaddockError):
+        message, status = str(error), FAILED
+    elif isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        message, status = f"{where}{error.strerror}", FAILED
+    elif isinstance(error, MemoryError):
+        message, status = "out of memory; smaller limits.* or a smaller quant= need less", FAILED
+    else:
+        # Not an error that a user can cause: the next step is to tell us.
+        what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        message, status = f"internal error: {what} (--debug shows where; please report it)", FAILED
+    print(f"paddock: error: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def _show_warning(message: Warning | str, *_where: object, **_more: object) -> None:
+    print(f"paddock: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""Build the engine of a recipe, or find it in the cache; says where it is and why it was built."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from paddock.commands.arguments import CommandParser, add_recipe_arguments, recipe_choice
+from paddock.commands.recipe import compose_choice, progress_of
+from paddock.commands.terminal import format_seconds, print_json
+
+if TYPE_CHECKING:
+    from paddock.recipes.pipeline import BuiltEngine
+
+USAGE = "NAME [key=value ...] [--rebuild] [--json]"
+
+
+def add_arguments(parser: CommandParser) -> None:
+    add_recipe_arguments(parser)
+    parser.add_argument("--rebuild", action="store_true", help="build it even where it is cached")
+    parser.add_argument("--json", action="store_true", help="the result as one object")
+
+
+def run(options: argparse.Namespace) -> int:
+    recipe = compose_choice(recipe_choice(options)).recipe
+
+    from paddock.recipes.pipeline import build
+
+    built = build(recipe, progress=progress_of(options), rebuild=options.rebuild)
+    if options.json:
+        print_json(
+            {
+                "recipe": recipe.name,
+                "folder": str(built.folder),
+                "cached": built.cached,
+                "reasons": built.reasons,
+                "timings": built.timings,
+            }
+        )
+    elif options.quiet:
+        print(built.folder)
+    else:
+        for line in describe(built):
+            print(line)
+    return 0
+
+
+def describe(built: BuiltEngine) -> list[str]:
+    """What was built, where it is kept, and why it was not found in the cache."""
+    stages = ", ".join(f"{stage} {format_seconds(s)}" for stage, s in built.timings.items())
+    lines = ["found in the cache" if built.cached else f"built: {stages}"]
+    lines += [f"because {reason}" for reason in built.reasons if not built.cached]
+    return [*lines, f"kept in {built.folder}"]
