@@ -1,6 +1,7 @@
 """Checkpoints: download, read, bind to a model's slots, quantize, keep as bound weights."""
 
 from paddock.weights.bind import Binding, BoundPart, BoundSlot, prove
+from paddock.weights.bound import BoundWeights, Location
 from paddock.weights.checkpoint import Checkpoint
 from paddock.weights.errors import WeightError
 from paddock.weights.rules import (
@@ -16,16 +17,19 @@ from paddock.weights.rules import (
     Transpose,
 )
 from paddock.weights.safetensors_file import SafetensorsFile, TensorInfo
+from paddock.weights.write import write
 
 __all__ = [
     "Add",
     "Binding",
     "BoundPart",
     "BoundSlot",
+    "BoundWeights",
     "Checkpoint",
     "Fuse",
     "Ignore",
     "Interleave",
+    "Location",
     "Rename",
     "Rule",
     "SafetensorsFile",
@@ -36,4 +40,5 @@ __all__ = [
     "Transpose",
     "WeightError",
     "prove",
+    "write",
 ]
