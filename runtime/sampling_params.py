@@ -14,7 +14,9 @@ from pydantic import (
     model_validator,
 )
 
+from paddock.graph.errors import nearest
 from paddock.runtime.errors import RequestError
+from paddock.runtime.strict_json import first_problem
 
 GREEDY_BELOW = 1e-5
 """Temperatures under this are greedy (`_SAMPLING_EPS` of vLLM's `v1/sample/sampler.py`)."""
@@ -98,7 +100,13 @@ class SamplingParams(BaseModel):
         try:
             params = handler(data)
         except ValidationError as error:
-            raise RequestError(f"sampling parameters: {first_problem(error)}") from None
+            unknown = [e["loc"][-1] for e in error.errors() if e["type"] == "extra_forbidden"]
+            if unknown:
+                name = str(unknown[0])
+                problem = f"no setting is called {name!r}{nearest(name, cls.model_fields)}"
+            else:
+                problem = first_problem(error)
+            raise RequestError(f"sampling parameters: {problem}") from None
         if params.max_tokens is not None and params.min_tokens > params.max_tokens:
             raise RequestError(
                 f"sampling parameters: min_tokens ({params.min_tokens}) must not be greater than "
@@ -110,20 +118,3 @@ class SamplingParams(BaseModel):
     def greedy(self) -> bool:
         """Whether the likeliest token is taken, without chance."""
         return self.temperature < GREEDY_BELOW
-
-
-def first_problem(error: ValidationError) -> str:
-    """One line of a pydantic error: field, what is wrong, what was found, how many more."""
-    problems = error.errors(include_url=False)
-    first = problems[0]
-    field = ".".join(str(step) for step in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    line = f"{field}: {message}" if field else message
-    if first["type"] == "extra_forbidden":
-        line = f"{field}: no such setting"
-    elif first["type"] != "missing":
-        found = repr(first["input"])
-        line += f", found {found if len(found) <= 80 else found[:77] + '...'}"
-    more = len(problems) - 1
-    return line + (f" (and {more} more)" if more else "")

@@ -1,0 +1,209 @@
+"""Text to token ids and back, as a checkpoint's tokenizer.json defines it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
+
+from paddock.runtime.chat_template import ChatTemplates, Message
+from paddock.runtime.detokenizer import Detokenizer, IncrementalDecoder
+from paddock.runtime.errors import RequestError
+from paddock.runtime.strict_json import TokenizerError, read_bytes
+from paddock.runtime.tokenizer_files import Token, TokenizerFiles, read_tokenizer_files
+
+__all__ = ["Tokenizer", "TokenizerError"]
+
+_OTHER_FILES = (
+    "tokenizer.model",
+    "tiktoken.model",
+    "tekken.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+)
+"""What tokenizers are stored as, where not as tokenizer.json."""
+
+
+class Tokenizer:
+    """A checkpoint's tokenizer, with its special tokens and chat templates.
+
+    All methods may be called from any thread.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        """Read a checkpoint folder.
+
+        Of transformers' settings for adding begin and end tokens none counts beside
+        tokenizer.json, whose post-processor decides, as in transformers 5. Raises
+        `TokenizerError`, which names the file and the field.
+        """
+        folder = Path(folder)
+        self._path = folder / "tokenizer.json"
+        if not self._path.is_file():
+            raise TokenizerError(_how_to_convert(folder))
+        files = read_tokenizer_files(folder)
+        self._backend = _load(self._path)
+        _add_special_tokens(self._backend, files, folder)
+        self._detokenizer = Detokenizer(self._backend, str(self._path))
+        self._special_tokens = {name: token.content for name, token in files.named_tokens.items()}
+        self.chat_templates = ChatTemplates(files.chat_templates, self._special_tokens, str(folder))
+        self.vocab_size = _vocab_size(self._backend)
+        """One more than the highest token id; a model's vocabulary may be padded beyond it."""
+        bos = self._id_of("bos_token")
+        self.bos_token_id = files.bos_token_id if bos is None else bos
+        eos = self._id_of("eos_token")
+        self.eos_token_ids = files.eos_token_ids | ({eos} if eos is not None else set())
+        """Ids that end a text: the tokenizer's, and those of (generation_)config.json."""
+
+    @property
+    def special_tokens(self) -> Mapping[str, str]:
+        """By name, e.g. `eos_token`: what chat templates know them by."""
+        return self._special_tokens
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids; special tokens written out in the text become themselves.
+
+        add_special_tokens: also add what the checkpoint's tokenizer adds, mostly one at the
+        beginning. Raises `RequestError` for text that is no Unicode (lone surrogates).
+        """
+        if not isinstance(text, str):
+            raise RequestError(f"the prompt: expected text, found {type(text).__name__}")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise RequestError(
+                f"the prompt: character {error.start} is half of a surrogate pair "
+                f"(U+{ord(text[error.start]):04X}), which is not text; it may come from bytes that "
+                "are not UTF-8"
+            ) from None
+        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
+        """The text of token ids; ids outside the vocabulary have none."""
+        try:
+            text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        except (OverflowError, TypeError):
+            raise RequestError(
+                "token ids: expected integers from 0 to 4294967295, found something else"
+            ) from None
+        return text
+
+    def incremental(
+        self, prompt_token_ids: Sequence[int] = (), skip_special_tokens: bool = True
+    ) -> IncrementalDecoder:
+        """A decoder for the tokens that follow `prompt_token_ids`, one sequence's."""
+        return self._detokenizer.start(prompt_token_ids, skip_special_tokens)
+
+    def apply_chat_template(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, **options: Any
+    ) -> str:
+        """The text of a conversation: see `ChatTemplates.render`."""
+        return self.chat_templates.render(
+            messages, add_generation_prompt=add_generation_prompt, **options
+        )
+
+    def encode_chat(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, **options: Any
+    ) -> list[int]:
+        """The token ids of a conversation; the template writes the special tokens itself."""
+        text = self.apply_chat_template(messages, add_generation_prompt, **options)
+        return self.encode(text, add_special_tokens=False)
+
+    def token(self, token_id: int) -> str | None:
+        """A token as the vocabulary spells it (`Ġthe`); None outside the vocabulary."""
+        token: str | None = self._backend.id_to_token(token_id)
+        return token
+
+    def _id_of(self, name: str) -> int | None:
+        content = self._special_tokens.get(name)
+        if content is None:
+            return None
+        token_id: int | None = self._backend.token_to_id(content)
+        return token_id
+
+
+def _load(path: Path) -> Backend:
+    """Read tokenizer.json, whose own truncation and padding do not count."""
+    data = read_bytes(path)
+    try:
+        backend = Backend.from_buffer(data)
+    except BaseException as error:
+        # A panic in the library's Rust code is no `Exception`.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = str(error).removeprefix("Cannot instantiate Tokenizer from buffer: ")
+        raise TokenizerError(
+            f"{path}: not a tokenizer that the tokenizers library can read: {reason}"
+        ) from None
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def _add_special_tokens(backend: Backend, files: TokenizerFiles, folder: Path) -> None:
+    """Make special tokens of those that tokenizer.json does not list among its added ones.
+
+    As transformers' `TokenizersBackend.__init__` does it; but a token that then has another id
+    than the one stated for it is an error here.
+    """
+    present = backend.get_added_tokens_decoder().values()
+    known = {repr(token) for token in present}
+    contents = {token.content for token in present}
+    missing = []
+    for _, token in sorted(files.added_tokens.items()):
+        added = _added(token)
+        if repr(added) not in known:
+            missing.append(added)
+    contents |= {token.content for token in missing}
+    described = {token.content: token for token in files.added_tokens.values()}
+    for token in [*files.named_tokens.values(), *files.unnamed_tokens]:
+        if token.content not in contents:
+            contents.add(token.content)
+            special = described.get(token.content, token).model_copy(update={"special": True})
+            missing.append(_added(special))
+    if missing:
+        backend.add_tokens(missing)
+    for token_id, token in files.added_tokens.items():
+        found = backend.token_to_id(token.content)
+        if found != token_id:
+            raise TokenizerError(
+                f"{folder / 'tokenizer_config.json'}: added_tokens_decoder.{token_id}: the token "
+                f"{token.content!r} has id {found} in tokenizer.json"
+            )
+
+
+def _added(token: Token) -> AddedToken:
+    return AddedToken(
+        token.content,
+        single_word=token.single_word,
+        lstrip=token.lstrip,
+        rstrip=token.rstrip,
+        normalized=token.normalized,
+        special=token.special,
+    )
+
+
+def _vocab_size(backend: Backend) -> int:
+    added = max(backend.get_added_tokens_decoder(), default=-1)
+    return max(backend.get_vocab_size(with_added_tokens=True), added + 1)
+
+
+def _how_to_convert(folder: Path) -> str:
+    """The message for a folder without tokenizer.json."""
+    if not folder.is_dir():
+        return f"{folder}: no such checkpoint folder"
+    others = [name for name in _OTHER_FILES if (folder / name).is_file()]
+    if not others:
+        return f"{folder}: no tokenizer.json, nor any other tokenizer file"
+    return (
+        f"{folder}: no tokenizer.json, only {', '.join(others)}; convert it once, where "
+        'transformers is installed: python -c "from transformers import AutoTokenizer as T; '
+        f"T.from_pretrained('{folder}').save_pretrained('{folder}')\""
+    )
