@@ -3,102 +3,198 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
-from paddock.graph import PaddockError, nearest
-from paddock.layers.rotary import REQUIRED, ROTARY_TYPES, RotaryScaling
+from paddock.graph import GraphError, PaddockError, nearest
+from paddock.layers.rotary import ROTARY_TYPES, RotaryScaling
 
 
 class ConfigError(PaddockError):
     """A checkpoint's config.json describes something that cannot be built."""
 
 
-# Fields that do not change what a trained model computes: bookkeeping, training, generation.
+# Fields that do not change what a trained model computes.
 IGNORED: frozenset[str] = frozenset(
     (
-        "_attn_implementation",
-        "_attn_implementation_autoset",
+        # what the checkpoint is, who wrote it, how it was stored
+        "_commit_hash",
         "_name_or_path",
         "architectures",
-        "attention_dropout",
         "auto_map",
-        "bos_token_id",
         "dtype",
-        "embd_pdrop",
-        "eos_token_id",
-        "finetuning_task",
-        "gradient_checkpointing",
-        "hidden_dropout",
         "id2label",
-        "initializer_range",
-        "keys_to_ignore_at_inference",
+        "is_llama_config",  # SmolLM2's trainer: that it is
         "label2id",
         "model_type",
-        "output_attentions",
-        "output_hidden_states",
-        "pad_token_id",
-        "pretraining_tp",  # how a trainer cut its matrices; the product is the same
+        "name_or_path",
         "problem_type",
-        "resid_pdrop",
-        "return_dict",
-        "sep_token_id",
         "task_specific_params",
         "tokenizer_class",
         "torch_dtype",
         "transformers.js_config",
         "transformers_version",
+        "transformers_weights",
         "unsloth_fixed",
         "unsloth_version",
+        # token ids: the tokenizer and the generation config are asked
+        "bos_token_id",
+        "decoder_start_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "sep_token_id",
+        # training
+        "attention_dropout",
+        "embd_pdrop",
+        "finetuning_task",
+        "gradient_checkpointing",
+        "hidden_dropout",
+        "initializer_range",
+        "keys_to_ignore_at_inference",
+        "neftune_noise_alpha",
+        "pretraining_tp",  # how a trainer cut its matrices; the product is the same
+        "resid_pdrop",
+        "router_aux_loss_coef",
+        # how transformers runs a model
+        "_attn_implementation",
+        "_attn_implementation_autoset",
+        "attn_implementation",
+        "chunk_size_feed_forward",  # rows at a time; the result is the same
+        "max_sequence_length",  # Llama 1: max_position_embeddings again
+        "output_attentions",
+        "output_hidden_states",
+        "return_dict",
+        "tf_legacy_loss",
+        "torchscript",
+        "use_bfloat16",
         "use_cache",
+        "use_return_dict",
+        # generation settings that older versions of transformers kept here
+        "bad_words_ids",
+        "begin_suppress_tokens",
+        "diversity_penalty",
+        "do_sample",
+        "early_stopping",
+        "encoder_no_repeat_ngram_size",
+        "exponential_decay_length_penalty",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        "length_penalty",
+        "max_length",
+        "max_new_tokens",
+        "min_length",
+        "no_repeat_ngram_size",
+        "num_beam_groups",
+        "num_beams",
+        "num_return_sequences",
+        "output_scores",
+        "prefix",
+        "remove_invalid_values",
+        "repetition_penalty",
+        "return_dict_in_generate",
+        "suppress_tokens",
+        "temperature",
+        "top_k",
+        "top_p",
+        "typical_p",
     )
 )
+
+# Bounds that no model comes near, so that a damaged file cannot ask for absurd work: the largest
+# open models have 126 layers, 16k wide, and vocabularies of 262k.
+Layers = Annotated[int, Field(gt=0, le=1000)]
+Size = Annotated[int, Field(gt=0, le=2**22)]
+Context = Annotated[int, Field(gt=0, le=2**31)]
 
 
 class ModelConfig(BaseModel):
     """Fields are named as in config.json; sizes are the whole model's, not one rank's.
 
-    A subclass lists what its architecture reads; `ignored` adds names that do not matter to it.
+    A subclass lists what its architecture reads, with the defaults of transformers; `ignored` adds
+    names that do not matter to it. Values must have the field's own type: "4096" is no size.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
+    )
     ignored: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     def read(cls, data: Mapping[str, Any], *, ignore: frozenset[str] = frozenset()) -> Self:
         """The config from config.json's contents.
 
-        `ignore` names further fields that the caller knows not to matter. A field that is null or
-        false and unknown is off, whatever it would do. Raises `ConfigError`.
+        `ignore` names further fields that the caller knows not to matter. A field that is null,
+        false or empty and unknown is off, whatever it would do. Raises `ConfigError`.
         """
-        skipped = IGNORED | cls.ignored | ignore
         if data.get("quantization_config") and "quantization_config" not in ignore:
-            method = dict(data["quantization_config"]).get("quant_method", "unknown")
+            settings = data["quantization_config"]
+            method = settings.get("quant_method") if isinstance(settings, dict) else None
             raise ConfigError(
-                f"config.json: the checkpoint is quantized ({method}); use the original checkpoint"
-                " and let `quant=int8` or `quant=int4` quantize it"
+                f"config.json: the checkpoint is quantized ({_shown(method or 'unknown method')});"
+                " use the original checkpoint and let `quant=int8` or `quant=int4` quantize it"
             )
-        known = {k: v for k, v in data.items() if k in cls.model_fields and v is not None}
+        known = {}
         for name, value in data.items():
-            if name in known or name in skipped or value is None or value is False:
-                continue
             if name in cls.model_fields:
-                continue
-            raise ConfigError(
-                f"config.json: {cls.__name__} does not know the field {name!r} = {value!r}, which"
-                f" may change what the model computes{nearest(name, cls.model_fields)}; where it"
-                f" does not, say so with `ignore_config=[{name}]`"
-            )
+                if value is not None or _takes_null(cls.model_fields[name]):
+                    known[name] = value
+            elif name not in IGNORED | cls.ignored | ignore and not _is_off(value):
+                raise ConfigError(
+                    f"config.json: {cls.__name__} does not know the field {_shown(name)} ="
+                    f" {_shown(value)}, which may change what the model"
+                    f" computes{nearest(name, cls.model_fields)}; where it does not, say so with"
+                    f" `ignore_config=[{name:.80}]`"
+                )
         try:
             return cls.model_validate(known)
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"])) or "values"
-            found = f", found {first['input']!r}" if first["type"] != "missing" and field else ""
+            given = "" if first["type"] == "missing" else f", found {_shown(first['input'])}"
             more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
             message = first["msg"].removeprefix("Value error, ")
-            raise ConfigError(f"config.json: {field}: {message}{found}{more}") from None
+            if not first["loc"]:
+                given = ""  # the message of a check over several fields names them itself
+            raise ConfigError(f"config.json: {field}: {message}{given}{more}") from None
+
+
+def _takes_null(field: FieldInfo) -> bool:
+    """Whether null is a value of the field's own, not only "as if it were not there"."""
+    return type(None) in get_args(field.annotation)
+
+
+def _is_off(value: Any) -> bool:
+    return value is None or value is False or value in ([], {}, "")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def check_layers(layer_types: tuple[str, ...] | None, layers: int, window: int | None) -> None:
+    """Raise `ValueError` unless `layer_types` names, for each layer, an attention there is."""
+    if layer_types is None:
+        return
+    if len(layer_types) != layers:
+        raise ValueError(f"layer_types has {len(layer_types)} entries for {layers} layers")
+    for layer, kind in enumerate(layer_types):
+        if kind not in ("full_attention", "sliding_attention"):
+            raise ValueError(
+                f"layer_types: layer {layer} is {kind[:80]!r}, expected 'full_attention' or"
+                " 'sliding_attention'"
+            )
+        if kind == "sliding_attention" and window is None:
+            raise ValueError(
+                f"layer_types: layer {layer} is 'sliding_attention', but sliding_window and"
+                " use_sliding_window say that there is no window"
+            )
 
 
 def rotary_scaling(
@@ -112,31 +208,79 @@ def rotary_scaling(
 ) -> RotaryScaling:
     """From `rope_parameters`, or from the older `rope_theta` with `rope_scaling`.
 
-    Raises `ValueError` naming the field, for pydantic to report.
+    Files of the years between have both, and must say the same. Raises `ValueError` naming the
+    field, for pydantic to report.
     """
-    given = dict(legacy or {}) | dict(parameters or {})
-    kind = given.pop("rope_type", None) or given.pop("type", None) or "default"
-    given.pop("type", None)
+    given: dict[str, Any] = {}
+    sources = {
+        "rope_theta": {} if theta is None else {"rope_theta": theta},
+        "rope_scaling": _with_type(legacy, "rope_scaling"),
+        "rope_parameters": _with_type(parameters, "rope_parameters"),
+    }
+    said: dict[str, str] = {}
+    for source, values in sources.items():
+        for name, value in values.items():
+            if name in given and given[name] != value:
+                raise ValueError(
+                    f"{source} gives {name} {_shown(value)}, {said[name]} {_shown(given[name])};"
+                    " remove one of the two"
+                )
+            given[name], said[name] = value, source
+    kind = given.pop("rope_type", "default")
     if kind not in ROTARY_TYPES:
-        raise ValueError(f"rope_type {kind!r} is none of {', '.join(ROTARY_TYPES)}")
-    given.setdefault("rope_theta", theta if theta is not None else default_theta)
+        raise ValueError(f"rope_type {_shown(kind)} is none of {', '.join(ROTARY_TYPES)}")
+    given.setdefault("rope_theta", default_theta)
     if partial_rotary_factor is not None:
         given.setdefault("partial_rotary_factor", partial_rotary_factor)
     given.setdefault("max_position_embeddings", max_position_embeddings)
     if kind in ("llama3", "yarn", "longrope"):
         given.setdefault("original_max_position_embeddings", max_position_embeddings)
     known = set(RotaryScaling.__dataclass_fields__)
-    unknown = {k for k, v in given.items() if k not in known and v is not None}
-    if unknown:
-        name = min(unknown)
-        raise ValueError(f"rope_parameters: unknown field {name!r}{nearest(name, known)}")
-    for name in REQUIRED[kind]:
-        if given.get(name) is None:
-            raise ValueError(f"rope_parameters: rope_type {kind!r} needs {name!r}")
-    for name in ("short_factor", "long_factor"):
-        if given.get(name) is not None:
-            given[name] = tuple(map(float, given[name]))
+    for name in given:
+        if name not in known:
+            raise ValueError(
+                f"{said[name]}: unknown field {_shown(name)} ="
+                f" {_shown(given[name])}{nearest(name, known)}"
+            )
     try:
-        return RotaryScaling(rope_type=kind, **given)
-    except TypeError as error:
+        return RotaryScaling(
+            rope_type=kind, **{name: _rope_value(name, value) for name, value in given.items()}
+        )
+    except GraphError as error:
         raise ValueError(f"rope_parameters: {error}") from None
+
+
+def _with_type(values: Mapping[str, Any] | None, source: str) -> dict[str, Any]:
+    """What is given, with `type` under its newer name and without what only tells the history."""
+    given = {k: v for k, v in (values or {}).items() if v is not None and k != "finetuned"}
+    older = given.pop("type", None)
+    kind = given.setdefault("rope_type", older) if older is not None else given.get("rope_type")
+    if older is not None and older != kind:
+        raise ValueError(f"{source}: type {_shown(older)} and rope_type {_shown(kind)} differ")
+    if kind is not None and not isinstance(kind, str):
+        raise ValueError(f"{source}: rope_type {_shown(kind)} is no text")
+    return given
+
+
+def _rope_value(name: str, value: Any) -> Any:
+    """The value as its field has it, or `ValueError`."""
+    if name == "truncate":
+        if isinstance(value, bool):
+            return value
+        raise ValueError(f"rope_parameters: truncate is {_shown(value)}, expected true or false")
+    if name in ("short_factor", "long_factor"):
+        if isinstance(value, list) and len(value) <= 2**16:
+            return tuple(_number(name, v) for v in value)
+        raise ValueError(f"rope_parameters: {name} is {_shown(value)}, expected a list of numbers")
+    number = _number(name, value)
+    if not name.endswith("max_position_embeddings"):
+        return number
+    if number != int(number):
+        raise ValueError(f"rope_parameters: {name} is {number}, expected a whole number")
+    return int(number)
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 1e30:
+        raise ValueError(f"rope_parameters: {name} is {_shown(value)}, expected a number")
+    return float(value)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from paddock.graph import Module, Tensor
+from paddock.graph import GraphError, Module, Tensor
 from paddock.layers import (
     Attention,
     Embedding,
@@ -18,22 +18,21 @@ from paddock.layers import (
     Step,
     VocabHead,
 )
-from paddock.models.config import ModelConfig, rotary_scaling
+from paddock.models.config import Context, Layers, ModelConfig, Size, rotary_scaling
 
 
 class LlamaConfig(ModelConfig):
-    vocab_size: PositiveInt
-    hidden_size: PositiveInt
-    intermediate_size: PositiveInt
-    num_hidden_layers: PositiveInt
-    num_attention_heads: PositiveInt
-    num_key_value_heads: PositiveInt = Field(default_factory=lambda d: d["num_attention_heads"])
-    head_dim: PositiveInt = Field(
-        default_factory=lambda d: d["hidden_size"] // d["num_attention_heads"]
-    )
+    vocab_size: Size
+    hidden_size: Size
+    intermediate_size: Size
+    num_hidden_layers: Layers
+    num_attention_heads: Size
+    num_key_value_heads: Size = Field(default_factory=lambda d: d["num_attention_heads"])
+    head_dim: Size = Field(default_factory=lambda d: d["hidden_size"] // d["num_attention_heads"])
     hidden_act: str = "silu"
-    max_position_embeddings: PositiveInt = 2048
-    rms_norm_eps: float = 1e-6
+    activation: Literal["swiglu"] | None = None  # Falcon3: what the MLP is anyway
+    max_position_embeddings: Context = 2048
+    rms_norm_eps: float = Field(1e-6, ge=0, lt=1)
     rope_theta: float | None = None
     rope_scaling: dict[str, Any] | None = None
     rope_parameters: dict[str, Any] | None = None
@@ -46,14 +45,24 @@ class LlamaConfig(ModelConfig):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if "head_dim" not in self.model_fields_set and self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads"
+                f" {self.num_attention_heads}, and no head_dim is given"
+            )
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads {self.num_attention_heads} is not a multiple of"
                 f" num_key_value_heads {self.num_key_value_heads}"
             )
         if self.hidden_act not in ACTIVATIONS:
-            raise ValueError(f"hidden_act {self.hidden_act!r} is none of {', '.join(ACTIVATIONS)}")
-        self.scaling()
+            raise ValueError(
+                f"hidden_act {self.hidden_act[:80]!r} is none of {', '.join(ACTIVATIONS)}"
+            )
+        try:
+            Rotary(self.head_dim, self.scaling())
+        except GraphError as error:
+            raise ValueError(f"rope_parameters, head_dim {self.head_dim}: {error}") from None
         return self
 
     def scaling(self) -> RotaryScaling:
@@ -67,6 +76,11 @@ class LlamaConfig(ModelConfig):
 
     @property
     def qkv_bias(self) -> bool:
+        return self.attention_bias
+
+    @property
+    def out_bias(self) -> bool:
+        """Whether the projection behind attention has a bias."""
         return self.attention_bias
 
     def has_rotary(self, layer: int) -> bool:
@@ -83,8 +97,14 @@ ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
     "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_fast": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
+    "sigmoid": "sigmoid",
+    "tanh": "tanh",
 }
 
 
@@ -100,7 +120,7 @@ class LlamaBlock(Module):
             window=cfg.window(layer),
             qk_norm_eps=cfg.rms_norm_eps if cfg.qk_norm else None,
             bias=cfg.qkv_bias,
-            out_bias=cfg.attention_bias,
+            out_bias=cfg.out_bias,
         )
         self.post_attention_layernorm = RMSNorm(cfg.hidden_size, eps=cfg.rms_norm_eps)
         self.mlp = GatedMLP(

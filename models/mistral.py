@@ -1,13 +1,17 @@
 """Mistral: Llama whose layers see a sliding window."""
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
+from paddock.models.config import Context, Size
 from paddock.models.llama import LlamaConfig, LlamaForCausalLM
 
 
 class MistralConfig(LlamaConfig):
-    max_position_embeddings: int = 131_072
-    sliding_window: int | None = None
+    num_key_value_heads: Size
+    max_position_embeddings: Context = 131_072
+    sliding_window: Size | None = 4096  # null for none; files of the first Mistral leave it out
+    attention_bias: Literal[False] = False
+    mlp_bias: Literal[False] = False
 
     def window(self, layer: int) -> int | None:
         return self.sliding_window

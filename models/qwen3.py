@@ -2,17 +2,22 @@
 
 from typing import ClassVar
 
+from paddock.models.config import Size
 from paddock.models.llama import LlamaConfig, LlamaForCausalLM
 from paddock.models.qwen2 import Qwen2Config
 
 
 class Qwen3Config(Qwen2Config):
-    head_dim: int = 128
+    head_dim: Size = 128
 
     qk_norm: ClassVar[bool] = True
 
     @property
     def qkv_bias(self) -> bool:
+        return self.attention_bias
+
+    @property
+    def out_bias(self) -> bool:
         return self.attention_bias
 
 

@@ -60,14 +60,33 @@ def known() -> dict[str, str]:
 
 def read(data: Mapping[str, Any], *, ignore: frozenset[str] = frozenset()) -> Architecture:
     """The architecture that config.json's contents describe. Raises `ConfigError`."""
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"config.json: expected an object, found a {type(data).__name__}")
     names = data.get("architectures")
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise ConfigError("config.json: 'architectures' must be a list with the class's name")
     modules = known()
     if names[0] not in modules:
         raise ConfigError(
-            f"architecture {names[0]!r} is not in the zoo{nearest(names[0], modules)}; it has"
+            f"architecture {names[0][:80]!r} is not in the zoo{nearest(names[0], modules)}; it has"
             f" {', '.join(sorted(modules))}. To add one, see docs/add-a-model.md"
         )
-    model_class = getattr(importlib.import_module(modules[names[0]]), names[0])
+    model_class = _model_class(names[0], modules[names[0]])
     return Architecture(names[0], model_class, model_class.Config.read(data, ignore=ignore))
+
+
+def _model_class(name: str, module: str) -> ModelClass:
+    try:
+        model_class = getattr(importlib.import_module(module), name, None)
+    except ImportError as error:
+        raise ConfigError(
+            f"architecture {name!r}: its module {module} cannot be imported: {error}"
+        ) from error
+    missing = [part for part in ("Config", "weight_map") if not hasattr(model_class, part)]
+    if model_class is None or missing:
+        lack = f"class {name}" if model_class is None else f"{name}.{missing[0]}"
+        raise ConfigError(
+            f"architecture {name!r}: its module {module} has no {lack}; see docs/add-a-model.md"
+        )
+    found: ModelClass = model_class
+    return found

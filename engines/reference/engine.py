@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import numpy as np
 
 from paddock.engines.protocol import BuildError, Capabilities, StepInputs, WeightSource
 from paddock.engines.reference.evaluate import evaluate
-from paddock.graph import Array, DType, Graph, GraphError, Node
-from paddock.graph.ops import CacheBlocks, Communicator, Input, Source, Weight
+from paddock.graph import Array, DType, Graph, GraphError, Node, Op
+from paddock.graph.ops import CacheBlocks, Collective, Communicator, Input, Source, Weight
+from paddock.graph.passes import expand
 from paddock.graph.serialize import from_json, to_json
 from paddock.graph.tensor import fixed
 
@@ -24,6 +26,7 @@ CAPABILITIES = Capabilities(
     collectives=True,
 )
 BLOCK_SIZE = 16
+_STEP = tuple(field.name for field in fields(StepInputs))
 
 
 def version() -> str:
@@ -31,9 +34,23 @@ def version() -> str:
 
 
 def build(graph: Graph, options: Mapping[str, Any]) -> ReferenceEngine:
-    """Any valid graph: there is nothing to compile."""
-    graph.verify()
+    """Any valid graph: there is nothing to compile.
+
+    A graph traced in f64 opens with the weights of any float type and computes in f64 throughout
+    (rotary angles excepted, whose f32 rounding is part of what models were trained with): the
+    yardstick by which errors of other engines are measured.
+    """
+    try:
+        graph = expand(graph, NAME, _is_defined)
+        graph.verify()
+    except GraphError as error:
+        raise BuildError(str(error)) from error
     return ReferenceEngine(graph)
+
+
+def _is_defined(op: Op) -> bool:
+    """Whether the op has a NumPy definition, or needs none because it is fed."""
+    return isinstance(op, Source | Collective) or type(op).compute is not Op.compute
 
 
 def load(folder: Path) -> ReferenceEngine:
@@ -81,6 +98,9 @@ class ReferenceSession:
             for op in self._caches
         )
         self._inputs = [op for n in graph.find(Input) if isinstance(op := n.op, Input)]
+        for op in self._inputs:
+            if op.key not in _STEP:
+                raise BuildError(f"the step has no array {op.key!r}; it has {', '.join(_STEP)}")
         self._values: dict[Source, Array] = {}
         for node in graph.find(Weight):
             assert isinstance(node.op, Weight)
@@ -110,6 +130,8 @@ class ReferenceSession:
 
 def _bound(op: Weight, weights: WeightSource) -> Array:
     array = weights.part(op.key, op.part) if op.part else weights.whole(op.key)
+    if op.dtype is DType.F64 and any(array.dtype == t.numpy for t in DType if t.is_float):
+        array = array.astype(np.float64)
     if array.shape != op.shape or array.dtype != op.dtype.numpy:
         raise BuildError(
             f"{op.key}: the engine expects {op.dtype}{list(op.shape)}, the bound weights hold"
