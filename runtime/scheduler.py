@@ -39,6 +39,15 @@ class Decision:
 
 
 @dataclass(slots=True)
+class _Room:
+    """What a step can still take."""
+
+    tokens: int
+    prompt_rows: int
+    looks: int  # at waiting sequences, so that a step costs the same however many wait
+
+
+@dataclass(slots=True)
 class Counters:
     """What happened since the scheduler was made."""
 
@@ -92,21 +101,22 @@ class Scheduler:
     def schedule(self) -> Decision:
         """Decide the next step.
 
-        Costs O(running sequences + what is admitted, preempted or newly found to follow another).
+        Decode tokens first, one for each; then prompts, running and waiting, by rank. Costs
+        O(running sequences), and what is admitted, preempted or sent to follow another.
         """
         self._make_room_for_urgent()
         chunks: list[Chunk] = []
         self._decode(chunks)
-        budget = self.limits.max_tokens_per_step - len(chunks)
-        rows = self.limits.max_prompt_logit_rows
-        for sequence in self.running:
-            if sequence.length - sequence.computed > 1 and budget:
-                chunk = self._prefill_chunk(sequence, budget, rows)
-                if chunk is not None:
-                    chunks.append(chunk)
-                    budget -= chunk.count
-                    rows -= chunk.prompt_rows
-        self._admit(chunks, budget, rows)
+        room = _Room(
+            tokens=self.limits.max_tokens_per_step - len(chunks),
+            prompt_rows=self.limits.max_prompt_logit_rows,
+            looks=2 * self.limits.max_sequences,
+        )
+        prefilling = [one for one in self.running if one.length - one.computed > 1]
+        for sequence in prefilling:
+            self._admit(chunks, room, before=sequence.rank)
+            self._prefill(chunks, room, sequence)
+        self._admit(chunks, room, before=None)
         return Decision(chunks, sum(chunk.count for chunk in chunks))
 
     def commit(self, decision: Decision) -> None:
@@ -181,38 +191,45 @@ class Scheduler:
 
     # --- prompts ------------------------------------------------------------------------------
 
-    def _prefill_chunk(self, sequence: Sequence, budget: int, rows: int) -> Chunk | None:
+    def _prefill(self, chunks: list[Chunk], room: _Room, sequence: Sequence) -> None:
         """The next part of a prompt (or of a preempted sequence), as long as the bounds allow."""
         past = sequence.computed
-        count = min(sequence.length - past, budget, self.limits.prefill_chunk or budget)
+        count = min(sequence.length - past, room.tokens, self.limits.prefill_chunk or room.tokens)
         first_row = prompt_rows = 0
         done = len(sequence.prompt_logprobs)
         if done < sequence.prompt_rows:
             first_row = done - past  # rows before it were reported before a preemption
             prompt_rows = min(past + count, sequence.prompt_rows) - done
-            if prompt_rows > rows:
-                count = first_row + rows
-                prompt_rows = rows
+            if prompt_rows > room.prompt_rows:
+                prompt_rows = room.prompt_rows
+                count = first_row + prompt_rows
             prompt_rows = max(prompt_rows, 0)
         if count <= 0:
-            return None
+            return
         samples = past + count == sequence.length
-        return Chunk(sequence, past, count, samples, first_row, prompt_rows)
+        chunks.append(Chunk(sequence, past, count, samples, first_row, prompt_rows))
+        room.tokens -= count
+        room.prompt_rows -= prompt_rows
 
-    def _admit(self, chunks: list[Chunk], budget: int, rows: int) -> None:
+    def _admit(self, chunks: list[Chunk], room: _Room, *, before: Rank | None) -> None:
         """Let waiting sequences in by rank, and stop at the first that has to wait.
+
+        `before`: only those of better rank than this.
 
         A small request never overtakes a large one of better rank that waits for blocks: that
         would starve the large one. The exception costs nobody anything: a sequence whose prompt
         begins with blocks that a better-ranked one is just computing steps aside until they can
         be found in the cache.
         """
-        looks = 2 * self.limits.max_sequences
-        while budget and looks and self._slots and (first := self.waiting.first()):
-            looks -= 1
+        while room.tokens and room.looks and self._slots and (first := self.waiting.first()):
             rank, sequence = first
+            if before is not None and rank > before:
+                break
+            if not room.prompt_rows and len(sequence.prompt_logprobs) < sequence.prompt_rows:
+                break
             if self._blocked == (rank, self.pool.changes):
                 break
+            room.looks -= 1
             found = self.pool.find(sequence.digests[: self._findable(sequence)])
             if self._follow(sequence, len(found)):
                 continue
@@ -220,16 +237,9 @@ class Scheduler:
             if fresh is None:
                 self._blocked = (rank, self.pool.changes)
                 break
-            sequence.computed = len(found) * self.block_size
-            chunk = self._prefill_chunk(sequence, budget, rows)
-            if chunk is None:
-                sequence.computed = 0
-                break
             self.waiting.discard(rank)
             self._start_running(sequence, found, fresh)
-            chunks.append(chunk)
-            budget -= chunk.count
-            rows -= chunk.prompt_rows
+            self._prefill(chunks, room, sequence)
 
     def _findable(self, sequence: Sequence) -> int:
         """How many leading blocks need not be computed if they are found.
@@ -255,6 +265,7 @@ class Scheduler:
 
     def _start_running(self, sequence: Sequence, found: list[int], fresh: int) -> None:
         self.pool.hold(found)
+        sequence.computed = len(found) * self.block_size
         sequence.slot = self._slots.pop()
         sequence.state = State.RUNNING
         sequence.registered = len(found)
@@ -303,18 +314,24 @@ class Scheduler:
 
     # --- following ----------------------------------------------------------------------------
 
-    def _follow(self, sequence: Sequence, found: int) -> bool:
-        """Let it wait for the sequence that is computing the continuation of what was found.
+    def _leader(self, sequence: Sequence, found: int) -> Sequence | None:
+        """Who is computing the continuation of what was found of its prompt.
 
-        Only for one of better rank: that one makes progress whenever this one would.
+        Only one of better rank: that one makes progress whenever this one would.
         """
-        digests = sequence.digests
-        end = found
-        findable = self._findable(sequence)
-        owner = self._computing.get(digests[found]) if found < findable else None
-        if owner is None or owner.rank >= sequence.rank:
+        if found >= self._findable(sequence):
+            return None
+        owner = self._computing.get(sequence.digests[found])
+        return owner if owner is not None and owner.rank < sequence.rank else None
+
+    def _follow(self, sequence: Sequence, found: int) -> bool:
+        """Let it wait until its leader, if it has one, has computed all that they share."""
+        leader = self._leader(sequence, found)
+        if leader is None:
             return False
-        while end < findable and self._computing.get(digests[end]) is owner:
+        digests = sequence.digests
+        end, findable = found + 1, self._findable(sequence)
+        while end < findable and self._computing.get(digests[end]) is leader:
             end += 1
         digest = digests[end - 1]
         self.waiting.discard(sequence.rank)
@@ -356,6 +373,8 @@ class Scheduler:
             if victim.request.priority > urgent and victim.rank > rank
         ]
         found = self.pool.find(sequence.digests[: self._findable(sequence)])
+        if not victims or self._leader(sequence, len(found)) is not None:
+            return
         fresh = -(-sequence.length // self.block_size) - len(found)
         if fresh > self.pool.free + sum(len(victim.blocks) for victim in victims):
             return

@@ -54,7 +54,7 @@ class Harness:
         )
         self.handles: dict[int, RequestHandle] = {}
         self.decisions: list[Decision] = []
-        self._remember_decisions()
+        self._watch_decisions()
 
     def clock(self) -> float:
         return self.now
@@ -87,13 +87,9 @@ class Harness:
 
     def step(self, count: int = 1) -> None:
         for _ in range(count):
-            best = self.scheduler.running[0] if self.scheduler.running else None
             self.stepper.step()
             self._publish()
             self.scheduler.audit()
-            if best is not None and best in self.scheduler.running:
-                chunks = self.decisions[-1].chunks
-                assert any(chunk.sequence is best for chunk in chunks), "the best-ranked stands"
 
     def run(self, *, steps: int = 10_000) -> None:
         """Until nothing is left to do."""
@@ -118,11 +114,14 @@ class Harness:
         for number, events in self.stepper.take_events().items():
             self.handles[number].publish(events)
 
-    def _remember_decisions(self) -> None:
+    def _watch_decisions(self) -> None:
         schedule = self.scheduler.schedule
 
-        def remembering() -> Decision:
-            self.decisions.append(schedule())
-            return self.decisions[-1]
+        def watched() -> Decision:
+            decision = schedule()
+            self.decisions.append(decision)
+            best = self.scheduler.running[0]
+            assert any(chunk.sequence is best for chunk in decision.chunks), "the best one stands"
+            return decision
 
-        self.scheduler.schedule = remembering  # type: ignore[method-assign]
+        self.scheduler.schedule = watched  # type: ignore[method-assign]
