@@ -68,6 +68,9 @@ class WeightSource(Protocol):
     def part(self, name: str, part: str) -> Array:
         """One named part of a slot."""
 
+    def stored(self, name: str, part: str = "") -> Array:
+        """The same as the bytes lie in the file: i4 packed, two a byte, low half first."""
+
 
 class Engine(Protocol):
     """A built engine: topology without weights."""

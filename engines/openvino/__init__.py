@@ -1,0 +1,5 @@
+"""The CPU engine that OpenVINO compiles: packed steps, paged cache."""
+
+from paddock.engines.openvino.engine import CAPABILITIES, NAME, build, load, version
+
+__all__ = ["CAPABILITIES", "NAME", "build", "load", "version"]
