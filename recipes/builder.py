@@ -1,0 +1,392 @@
+"""Find an engine in the build cache, or build it, check it and publish it there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from paddock.engines.protocol import EngineKind
+from paddock.graph import DType
+from paddock.graph.ops import Weight, scale_name
+from paddock.graph.tensor import fixed
+from paddock.recipes import verify
+from paddock.recipes.build_cache import BuildCache
+from paddock.recipes.build_key import graph_hash, key_of
+from paddock.recipes.content import source_hash
+from paddock.recipes.machine import measure
+from paddock.recipes.progress import Progress
+from paddock.recipes.schema import Recipe
+from paddock.recipes.shelf import DamagedError, Entry, Manifest
+from paddock.recipes.tracing import Traced, trace_graph
+from paddock.weights import Binding, Checkpoint
+from paddock.weights.bound import BoundWeights
+from paddock.weights.errors import WeightError
+from paddock.weights.hub import LocalCheckpoint
+from paddock.weights.write import write
+
+RANK = "rank-0"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+CODE_OF_GRAPHS = ("paddock.graph", "paddock.engines.protocol")
+CODE_OF_WEIGHTS = tuple(
+    f"paddock.weights.{part}" for part in ("bind", "bound", "locate", "quantize", "source", "write")
+)
+
+# Bytes of the checkpoint a second: binding is bound by reading and hashing, and in int4 by the
+# search for each group's scale. Two cores, a checkpoint that is not in memory yet.
+BINDING_BYTES_S = {"none": 4e8, "int8": 2e8, "int4": 3e7}
+COMPILING_S = 0.1  # for each layer: lowering, compiling twice (for the check, and to serve)
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a recipe asked for."""
+
+    engine: Entry
+    weights: Entry
+    made: bool
+    """The engine was built now."""
+    reasons: list[str]
+    """Why; empty where it was there."""
+
+
+class Builder:
+    """One engine: what it is made from, and the parts of its key.
+
+    `prove` gives the binding, once it is needed; `options` are the engine's.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        kind: EngineKind,
+        checkpoint: LocalCheckpoint,
+        traced: Traced,
+        cache: BuildCache,
+        *,
+        prove: Callable[[], Binding],
+        options: Mapping[str, Any],
+        progress: Progress,
+        timings: dict[str, float],
+    ) -> None:
+        self.recipe, self.kind, self.checkpoint, self.traced = recipe, kind, checkpoint, traced
+        self.cache, self.options, self.progress, self.timings = cache, options, progress, timings
+        self._prove = prove
+        content = self._content()
+        self.weights_parts = self._parts_of_weights(content)
+        self.weights_key = key_of(self.weights_parts)
+        self.parts = self._parts_of_engine(content)
+        self.key = key_of(self.parts)
+
+    def obtain(self, *, rebuild: bool = False) -> Done:
+        """Engine and weights, from the cache where they are in order."""
+        with timed(self.timings, "look up"):
+            engine, reasons = self._find_engine()
+            weights, why = self._find_weights()
+        if rebuild:
+            engine, reasons = None, ["it was asked for"]
+        if engine is None:
+            self.progress.note(f"building {self.recipe.name}: {'; '.join(reasons)}")
+            return self._build(reasons, again=rebuild)
+        if weights is None:
+            self.progress.note(f"binding the weights of {self.recipe.name} again: {why}")
+            weights = self._bound(again=True)
+        engine.touch()
+        weights.touch()
+        return Done(engine, weights, made=False, reasons=[])
+
+    def _find_engine(self) -> tuple[Entry | None, list[str]]:
+        try:
+            entry = self.cache.engines.find(self.key)
+        except DamagedError as error:
+            return None, [f"the engine that was there is damaged: {error}"]
+        if entry is None:
+            return None, self.cache.why_missing(self.recipe.name, self.parts)
+        if self.recipe.verify and entry.manifest.get("check") is None:
+            return None, ["the engine that is there was never checked (verify=false)"]
+        return entry, []
+
+    def _find_weights(self) -> tuple[Entry | None, str]:
+        """Bound weights that can be opened, or why there are none."""
+        try:
+            entry = self.cache.weights.find(self.weights_key)
+            if entry is None:
+                return None, "they were deleted"
+            self._open(entry)
+        except (DamagedError, WeightError) as error:
+            return None, str(error)
+        return entry, ""
+
+    def _build(self, reasons: list[str], *, again: bool) -> Done:
+        unchecked = self.recipe.verify and not again
+        with suppress(DamagedError):
+            found = self.cache.engines.find(self.key)
+            again = again or (unchecked and found is not None and not found.manifest.get("check"))
+        engine, made = self.cache.engines.make(
+            self.key, self.recipe.name, self._write_engine, note=self.progress.note, again=again
+        )
+        weights, _ = self._find_weights()
+        if weights is None:
+            weights = self._bound(again=True)
+        engine.touch()
+        weights.touch()
+        return Done(engine, weights, made, reasons if made else [])
+
+    def _write_engine(self, folder: Path) -> Manifest:
+        """Bind, lower, check: the engine's own files into an empty folder, and its manifest."""
+        began = time.perf_counter()
+        weights, _ = self._find_weights()
+        if weights is None:
+            weights = self._bound(again=True)
+        place = folder / RANK
+        place.mkdir()
+        with timed(self.timings, "compile"):
+            self.progress.update("compile", 0, None, "")
+            self.kind.build(self.traced.graph, self.options).save(place)
+            self.progress.update("compile", 1, 1, "")
+        check = None
+        if self.recipe.verify:
+            with timed(self.timings, "check"):
+                check = self._check(place, self._open(weights))
+        config = self.traced.architecture.config
+        return {
+            "recipe": self.recipe.name,
+            "paddock": _version(),
+            "engine": {"name": self.kind.NAME, "version": self.kind.version(), **self.options},
+            "architecture": self.traced.architecture.name,
+            "config": config.model_dump(mode="json", exclude_none=True),
+            "max_context": self.traced.context.tokens,
+            "mesh": {"tp": self.traced.mesh.tp, "pp": self.traced.mesh.pp},
+            "checkpoint": {
+                "name": self.recipe.checkpoint,
+                "folder": str(self.checkpoint.folder),
+                "repo": self.checkpoint.repo,
+                "commit": self.checkpoint.commit,
+            },
+            "tokenizer": self._tokenizer_files(),
+            "weights": self.weights_key,
+            "weight_bytes": self._weight_bytes(),
+            "check": check.as_manifest() if check else None,
+            "key_parts": self.parts,
+            "seconds": round(time.perf_counter() - began, 2),
+        }
+
+    def _bound(self, *, again: bool = False) -> Entry:
+        """Bound weights, made where they are not there; shared by all engines of their key."""
+        with timed(self.timings, "prove"):
+            binding = self._prove()
+        read, written = self._bytes_to_bind(binding)
+        self.cache.require_space(written, f"{self.recipe.name}: the bound weights")
+        seconds = read / BINDING_BYTES_S[self.recipe.quant.weights]
+        seconds += COMPILING_S * self.traced.layers
+        self.progress.note(
+            f"it reads {_size(read)} of checkpoint, writes {_size(written)} to"
+            f" {self.cache.root}, needs about {_size(self._weight_bytes() * 2)} of memory and"
+            f" {_duration(seconds)}"
+        )
+
+        def write_weights(folder: Path) -> Manifest:
+            place = folder / RANK
+            place.mkdir()
+            with timed(self.timings, "bind"):
+                told = write(
+                    binding,
+                    place,
+                    self.traced.dtype,
+                    progress=lambda done, total: self.progress.update("bind", done, total, "bytes"),
+                )
+            if told["nonfinite"]:
+                names = told["nonfinite"]
+                more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+                self.progress.note(
+                    f"warning: {names[0]}{more}: weights are NaN or infinite; what the model"
+                    " writes is not to be relied on"
+                )
+            return {
+                "key_parts": self.weights_parts,
+                "content": told["content"],
+                "nonfinite": told["nonfinite"],
+                "referenced_bytes": told["referenced_bytes"],
+            }
+
+        name = self.checkpoint.repo or self.checkpoint.folder.name or "checkpoint"
+        entry, _ = self.cache.weights.make(
+            self.weights_key,
+            "".join(c if c.isalnum() or c in "._" else "-" for c in name),
+            write_weights,
+            note=self.progress.note,
+            again=again,
+        )
+        return entry
+
+    def _check(self, place: Path, weights: BoundWeights) -> verify.Check | None:
+        """Compare what was just saved with the reference, as far as that fits into memory."""
+        if self.kind.NAME == "reference":
+            return verify.Check(self.traced.layers, 0.0, 0.0)  # it is what others are held against
+        self.progress.update("check", 0, None, "")
+        cut = self._retraced(DType.F32, verify.CUT_LAYERS)
+        layers = verify.layers_to_check(
+            verify.f32_bytes(self.traced.module),
+            verify.f32_bytes(cut.module),
+            self.traced.layers,
+            measure().free_bytes,
+        )
+        engine = self.kind.load(place)
+        if layers < self.traced.layers:
+            # All layers run and give numbers; the first few of them, the right ones.
+            session = engine.open(weights, self.options)
+            try:
+                verify.run(session)
+            finally:
+                session.close()
+            engine = (
+                self.kind.build(self._retraced(self.traced.dtype, layers).graph, self.options)
+                if layers
+                else engine
+            )
+        allowed = verify.tolerance(
+            self.traced.dtype,
+            quantized=self.recipe.quant.weights != "none",
+            small_cache=self.recipe.engine.cache_dtype
+            not in ("auto", "f32", str(self.traced.dtype)),
+            layers=max(layers, 1),
+        )
+        if not layers:
+            self.progress.note(
+                "the build runs, but is not compared with the reference engine: that would take"
+                f" {_size(verify.f32_bytes(cut.module))} of memory for {verify.CUT_LAYERS} layers"
+            )
+            return verify.Check(0, 0.0, allowed)
+        exact = cut if layers == cut.layers else self._retraced(DType.F32, layers)
+        session = engine.open(weights, self.options)
+        try:
+            error = verify.compare(session, exact.graph, weights, allowed)
+        finally:
+            session.close()
+            self.progress.update("check", 1, 1, "")
+        of = "" if layers == self.traced.layers else f" of {self.traced.layers}"
+        self.progress.note(
+            f"checked against the reference engine: {layers}{of} layers, logits within {error:.1e}"
+            f" (rounding explains {allowed:.1e})"
+        )
+        return verify.Check(layers, error, allowed)
+
+    def _retraced(self, dtype: DType, layers: int) -> Traced:
+        """The same model with its first layers alone."""
+        fewer = min(layers, self.traced.layers)
+        return trace_graph(self.recipe, self.traced.architecture, dtype, layers=fewer)
+
+    def _open(self, weights: Entry) -> BoundWeights:
+        return BoundWeights.open(weights.folder / RANK, self.checkpoint.folder)
+
+    def _content(self) -> str:
+        """What the checkpoint's weights are: a commit of the hub, or the hash of its files."""
+        if self.checkpoint.repo and self.checkpoint.commit:
+            return f"{self.checkpoint.repo}@{self.checkpoint.commit}"
+        files = [file.path for file in Checkpoint.open(self.checkpoint.folder).files]
+        hashes = self.cache.hashes.of(
+            files, lambda done, total: self.progress.update("hash", done, total, "bytes")
+        )
+        return key_of({f.name: digest for f, digest in zip(files, hashes, strict=True)})
+
+    def _parts_of_weights(self, content: str) -> dict[str, str]:
+        slots = [
+            f"{name} {list(slot.shape)} {slot.dtype} {slot.quant} {slot.shard}"
+            for name, slot in self.traced.module.named_parameters()
+            if name in self.traced.weights
+        ]
+        return {
+            "checkpoint": content,
+            "slots": key_of({"slots": "\n".join(slots)}),
+            "dtype": str(self.traced.dtype),
+            "mesh": f"tp={self.traced.mesh.tp} pp={self.traced.mesh.pp}",
+            "code": source_hash(*CODE_OF_WEIGHTS, self.traced.architecture.weight_map),
+        }
+
+    def _parts_of_engine(self, content: str) -> dict[str, str]:
+        """Causes before consequences: what changed is told in this order."""
+        quant = self.recipe.quant
+        of_engine = source_hash(f"paddock.engines.{self.kind.NAME}")[:8]
+        formats = f"{quant.weights} group={quant.group} head={quant.head} skip={list(quant.skip)}"
+        return {
+            "checkpoint": content,
+            "engine": f"{self.kind.NAME} ({self.kind.version()}, code {of_engine})",
+            "target": measure().arch,
+            "dtype": str(self.traced.dtype),
+            "quant": "none" if quant.weights == "none" else formats,
+            "cache_dtype": self.recipe.engine.cache_dtype,
+            "mesh": f"tp={self.traced.mesh.tp} pp={self.traced.mesh.pp}",
+            "plugins": " ".join(f"{p}:{source_hash(p)}" for p in self.recipe.plugins),
+            "code": source_hash(*CODE_OF_GRAPHS),
+            "graph": graph_hash(self.traced.graph),
+            "weights": self.weights_key,
+        }
+
+    def _weight_bytes(self) -> int:
+        """Of all that the graph reads, as it is stored."""
+        return sum(map(_stored_bytes, self.traced.weights.values()))
+
+    def _bytes_to_bind(self, binding: Binding) -> tuple[int, int]:
+        """What is read of the checkpoint, and what is written."""
+        read = written = 0
+        dtype = self.traced.dtype
+        stored = self.traced.weights
+        for name, slot in binding.slots.items():
+            tensors = [part.tensor() for part in slot.parts]
+            for part in slot.parts:
+                for tensor, box in part.source.boxes(part.box):
+                    elements = prod(stop - start for start, stop in box)
+                    read += elements * tensor.nbytes // max(prod(tensor.shape), 1)
+            wanted = slot.dtype or dtype
+            if slot.quant is None and all(t and t.graph_dtype is wanted for t in tensors):
+                continue
+            written += sum(
+                _stored_bytes(stored[n]) for n in (name, scale_name(name)) if n in stored
+            )
+        return read, written
+
+    def _tokenizer_files(self) -> dict[str, str]:
+        """Name -> SHA-256 of what turns text into tokens and back."""
+        files = [self.checkpoint.folder / name for name in TOKENIZER_FILES]
+        files = [file for file in files if file.is_file()]
+        return dict(zip((f.name for f in files), self.cache.hashes.of(files), strict=True))
+
+
+def _stored_bytes(weight: Weight) -> int:
+    return prod(fixed(weight.shape)) * weight.dtype.bits // 8
+
+
+def _version() -> str:
+    try:
+        return version("paddock")
+    except PackageNotFoundError:  # a checkout that is not installed
+        return "not installed"
+
+
+@contextmanager
+def timed(timings: dict[str, float], stage: str) -> Iterator[None]:
+    """Add the seconds that it takes to `timings[stage]`."""
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        timings[stage] = timings.get(stage, 0.0) + time.perf_counter() - began
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"
+
+
+def _duration(seconds: float) -> str:
+    return f"{max(seconds, 1):.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,208 @@
+"""What a recipe leaves open: worked out from the model, the checkpoint and the machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from paddock.engines.protocol import Capabilities
+from paddock.graph import DType
+from paddock.models.config import ConfigError
+from paddock.recipes.errors import RecipeError
+from paddock.recipes.machine import GIB, Machine
+from paddock.recipes.schema import Recipe
+from paddock.runtime.errors import RequestError
+from paddock.runtime.limits import Limits
+from paddock.runtime.sampling_params import SamplingParams
+
+SEQUENCES_PER_CORE = 8
+"""Decoding is bound by memory until a few sequences share each reading of the weights."""
+TOKENS_PER_CORE = 256
+"""Prompt tokens a core takes in in some tenths of a second, for which the others wait."""
+QUEUED_PER_SEQUENCE = 64
+SHORTEST = 128  # tokens: with room for less a model is of no use
+TOKEN_BYTES = 64  # of a queued prompt: a Python integer, its place in a list, its hash
+LEFT_FREE = 0.1
+"""Of all memory, which is left to others whatever an engine could use."""
+LEFT_FREE_AT_LEAST = 256 << 20  # bytes
+CACHE_SHARE = 0.5
+"""Of the memory that is left then, for the cache: other programs want more now and then, too."""
+
+
+@dataclass(frozen=True)
+class ContextLength:
+    """Tokens of the longest sequence, and why."""
+
+    tokens: int
+    reason: str
+
+
+def choose_dtype(
+    recipe: Recipe, config_json: Mapping[str, Any], machine: Machine, engine: Capabilities
+) -> DType:
+    """The type of activations and unquantized weights.
+
+    bf16 halves what f32 reads and writes, where the checkpoint has no more bits and the cores
+    multiply it by themselves; f32 is exact for every checkpoint and fast everywhere else.
+    """
+    if recipe.dtype != "auto":
+        return DType(recipe.dtype)
+    stored = str(config_json.get("dtype") or config_json.get("torch_dtype") or "")
+    if stored == "bfloat16" and machine.has_bf16 and DType.BF16 in engine.dtypes:
+        return DType.BF16
+    return DType.F32
+
+
+def context_length(recipe: Recipe, config: Any) -> ContextLength:
+    """The longest sequence that the graph is made for.
+
+    It does not depend on the machine, so that a build is the same everywhere; what the memory
+    holds may bound sequences further when the engine starts.
+    """
+    trained = getattr(config, "max_position_embeddings", None)
+    asked = recipe.limits.max_context
+    if asked is None:
+        if not isinstance(trained, int):
+            raise RecipeError(
+                "the model's config.json says no max_position_embeddings; set limits.max_context"
+            )
+        return ContextLength(trained, "the model's max_position_embeddings")
+    if isinstance(trained, int) and asked > trained * _reach(config):
+        raise RecipeError(
+            f"limits.max_context is {asked}, the model was trained for {trained} tokens"
+            " (max_position_embeddings); beyond that it writes nonsense"
+        )
+    return ContextLength(asked, "limits.max_context")
+
+
+def _reach(config: Any) -> float:
+    """How many times max_position_embeddings a sequence may be: dynamic NTK is made for more."""
+    if not hasattr(config, "scaling"):
+        return 1.0
+    scaling = config.scaling()
+    return float(scaling.factor or 1.0) if scaling.rope_type == "dynamic" else 1.0
+
+
+def sampling_defaults(recipe: Recipe, checkpoint: Path) -> dict[str, Any]:
+    """Fields of `SamplingParams`: generation_config.json's, replaced by the recipe's own.
+
+    As transformers reads that file: no `do_sample` and nothing about sampling is greedy.
+    """
+    found = _generation_config(checkpoint / "generation_config.json")
+    taken: dict[str, Any] = {}
+    for name in ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty"):
+        if found.get(name) is not None:
+            taken[name] = found[name]
+    shapes = {"temperature", "top_k", "top_p", "min_p", "typical_p"} & taken.keys()
+    if found.get("do_sample") is False or ("do_sample" not in found and not shapes):
+        taken = {k: v for k, v in taken.items() if k not in shapes} | {"temperature": 0.0}
+    if isinstance(found.get("max_new_tokens"), int):
+        taken["max_tokens"] = found["max_new_tokens"]
+    taken |= recipe.sampling.given()
+    try:
+        SamplingParams(**taken)
+    except RequestError as error:
+        raise ConfigError(
+            f"{checkpoint / 'generation_config.json'}: {error}; replace it in the recipe's"
+            " `sampling`"
+        ) from None
+    return taken
+
+
+def derive_limits(
+    recipe: Recipe,
+    machine: Machine,
+    *,
+    max_context: int,
+    block_size: int,
+    block_bytes: int,
+    unclaimed_bytes: int,
+) -> Limits:
+    """The engine loop's limits. `machine` is measured after the engine was opened.
+
+    `unclaimed_bytes` is what the engine may still take for itself at its first steps. The cache
+    gets what its sequences can use, out of the memory that is free less that and a tenth of all:
+    a guess that is too small costs speed, one that is too large the process. Raises `RecipeError`
+    where not even one short sequence fits.
+    """
+    asked = recipe.limits
+    sequences = asked.max_sequences or min(SEQUENCES_PER_CORE * machine.cores, 256)
+    per_step = asked.max_tokens_per_step or max(TOKENS_PER_CORE * machine.cores, sequences)
+    if per_step < sequences:
+        raise RecipeError(
+            f"limits.max_tokens_per_step is {per_step}, limits.max_sequences {sequences}: every"
+            " sequence takes a token in each step, so the first must not be less"
+        )
+    blocks = _cache_blocks(
+        recipe,
+        machine,
+        # One block more for each: the last one of a sequence is never quite full.
+        usable=sequences * (ceil(max_context / block_size) + 1),
+        fewest=ceil(min(max_context, SHORTEST) / block_size) + 1,
+        block_bytes=block_bytes,
+        unclaimed_bytes=unclaimed_bytes,
+    )
+    context = min(max_context, (blocks - 1) * block_size)
+    in_memory = max(machine.memory_bytes // 64 // TOKEN_BYTES, context)
+    return Limits(
+        max_sequences=sequences,
+        max_tokens_per_step=per_step,
+        max_context=context,
+        cache_blocks=blocks,
+        max_queued_requests=asked.max_queued_requests or QUEUED_PER_SEQUENCE * sequences,
+        max_queued_tokens=asked.max_queued_tokens or in_memory,
+        prefill_chunk=asked.prefill_chunk,
+        max_prompt_logit_rows=asked.max_prompt_logit_rows,
+        aging_s=asked.aging_s,
+    )
+
+
+def _cache_blocks(
+    recipe: Recipe,
+    machine: Machine,
+    *,
+    usable: int,
+    fewest: int,
+    block_bytes: int,
+    unclaimed_bytes: int,
+) -> int:
+    asked, free = recipe.limits.cache_gib, machine.free_bytes
+    size = f"{block_bytes / 2**20:.2f} MiB"
+    if asked is not None:
+        if asked * GIB > free:
+            raise RecipeError(
+                f"limits.cache_gib is {asked:g}, but {free / GIB:.2f} GiB of memory are free; ask"
+                " for less, or leave it out"
+            )
+        if asked * GIB < fewest * block_bytes:
+            raise RecipeError(
+                f"limits.cache_gib is {asked:g}, which is less than {fewest} blocks of {size}; a"
+                f" short conversation takes these, {fewest * block_bytes / GIB:.3f} GiB"
+            )
+        return min(int(asked * GIB) // block_bytes, usable)
+    left = max(LEFT_FREE_AT_LEAST, int(LEFT_FREE * machine.memory_bytes))
+    room = int((free - unclaimed_bytes - left) * CACHE_SHARE)
+    if room < fewest * block_bytes:
+        raise RecipeError(
+            f"no memory for a cache: {free / GIB:.2f} GiB are free, of which"
+            f" {unclaimed_bytes / GIB:.2f} are the engine's and {left / GIB:.2f} other programs';"
+            f" of the rest a half must hold {fewest} blocks of {size}. Choose a smaller model,"
+            " quant=int8 or engine.cache_dtype=u8, or say limits.cache_gib"
+        )
+    return min(room // block_bytes, usable)
+
+
+def _generation_config(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{file}: cannot be read: {error}") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{file}: expected an object, found {type(found).__name__}")
+    return found

@@ -1,0 +1,266 @@
+"""The whole product, in order: each arrow of the design is one function.
+
+fetch             checkpoint= -> a folder with safetensors, config.json and a tokenizer
+read_architecture config.json -> a class of `paddock.models` and its sizes
+trace_graph       modules -> the graph of a step
+prove_binding     the checkpoint's tensors -> the model's slots, before any data is read
+build             all of these -> an engine folder and bound weights, from the cache or anew
+open_engine       an engine folder -> a session with its weights
+start             a session -> a loop that takes requests from any thread
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import paddock
+from paddock.engines.protocol import Session
+from paddock.graph import DType
+from paddock.models import registry
+from paddock.models.config import ConfigError
+from paddock.models.registry import Architecture
+from paddock.recipes import engine_kinds
+from paddock.recipes.build_cache import BuildCache
+from paddock.recipes.builder import Builder, timed
+from paddock.recipes.derive import (
+    ContextLength,
+    choose_dtype,
+    context_length,
+    derive_limits,
+    sampling_defaults,
+)
+from paddock.recipes.errors import RecipeError
+from paddock.recipes.machine import measure
+from paddock.recipes.progress import SILENT, Progress
+from paddock.recipes.schema import Recipe
+from paddock.recipes.tracing import Traced, trace_graph
+from paddock.runtime.chat_template import ChatTemplates
+from paddock.runtime.engine_loop import EngineLoop
+from paddock.runtime.tokenizer import Tokenizer
+from paddock.weights import Binding, Checkpoint, prove
+from paddock.weights.bound import BoundWeights
+from paddock.weights.hub import LocalCheckpoint
+from paddock.weights.hub import fetch as fetch_checkpoint
+
+DEMO = Path(paddock.__file__).resolve().parent / "demo"
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """An engine folder in the build cache, and its bound weights."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    weights_folder: Path
+    checkpoint: LocalCheckpoint
+    context: ContextLength
+    cached: bool
+    """It was there already."""
+    reasons: list[str]
+    """Why it was built: what differs from the nearest engine of this recipe. Empty where cached."""
+    timings: dict[str, float]
+    """Seconds of each stage."""
+
+
+@dataclass
+class Running:
+    """A started recipe. `close()` ends the loop and gives the memory back."""
+
+    recipe: Recipe
+    built: BuiltEngine
+    session: Session
+    tokenizer: Tokenizer
+    loop: EngineLoop
+    sampling_defaults: Mapping[str, Any]
+    """Fields of `SamplingParams` for requests that leave them out."""
+    timings: dict[str, float]
+    """Seconds of each stage, those of the build included."""
+
+    def close(self) -> None:
+        """Unfinished requests are cancelled."""
+        self.loop.close(drain=False)
+
+
+def fetch(recipe: Recipe, *, progress: Progress = SILENT) -> LocalCheckpoint:
+    """The checkpoint on this machine; a hub repository is downloaded where it is not there yet."""
+    if recipe.checkpoint == "demo":
+        return LocalCheckpoint(DEMO)
+    found = fetch_checkpoint(
+        recipe.checkpoint,
+        revision=recipe.revision,
+        progress=lambda done, total: progress.update("download", done, total, "bytes"),
+        check=lambda config: check_config(recipe, config),
+    )
+    return LocalCheckpoint(found.folder.absolute(), found.repo, found.commit)
+
+
+def read_architecture(recipe: Recipe, checkpoint: LocalCheckpoint) -> Architecture:
+    """The class and the sizes that config.json names. Raises `ConfigError`."""
+    return _architecture(recipe, config_json(checkpoint))
+
+
+def prove_binding(traced: Traced, checkpoint: LocalCheckpoint) -> Binding:
+    """What fills each slot, from headers alone. Raises `WeightError`."""
+    return prove(
+        dict(traced.module.named_parameters()),
+        Checkpoint.open(checkpoint.folder).tensors,
+        importlib.import_module(traced.architecture.weight_map).HUGGING_FACE,
+        traced.mesh,
+        tied=bool(getattr(traced.architecture.config, "tie_word_embeddings", False)),
+        live=[traced.alive],
+    )
+
+
+def build(recipe: Recipe, *, progress: Progress = SILENT, rebuild: bool = False) -> BuiltEngine:
+    """The engine of a recipe: found in the cache, or built, checked and published there.
+
+    Raises the `PaddockError` of the room that found something wrong; nothing is left of a build
+    that did not succeed.
+    """
+    timings: dict[str, float] = {}
+    kind = engine_kinds.load(recipe.engine.name)
+    with timed(timings, "fetch"):
+        checkpoint = fetch(recipe, progress=progress)
+    with timed(timings, "trace"):
+        dtype = compute_type(recipe, config_json(checkpoint))
+        traced = trace_graph(recipe, read_architecture(recipe, checkpoint), dtype)
+        cache = BuildCache()
+    with timed(timings, "identify"):
+        builder = Builder(
+            recipe,
+            kind,
+            checkpoint,
+            traced,
+            cache,
+            prove=lambda: prove_binding(traced, checkpoint),
+            options=engine_options(recipe),
+            progress=progress,
+            timings=timings,
+        )
+    done = builder.obtain(rebuild=rebuild)
+    return BuiltEngine(
+        folder=done.engine.folder,
+        manifest=done.engine.manifest,
+        weights_folder=done.weights.folder,
+        checkpoint=checkpoint,
+        context=traced.context,
+        cached=not done.made,
+        reasons=done.reasons,
+        timings=timings,
+    )
+
+
+def open_engine(built: BuiltEngine, recipe: Recipe) -> Session:
+    """A session of a built engine, its weights mapped. Raises `BuildError` or `WeightError`."""
+    kind = engine_kinds.load(recipe.engine.name)
+    weights = BoundWeights.open(built.weights_folder / "rank-0", built.checkpoint.folder)
+    return kind.load(built.folder / "rank-0").open(weights, engine_options(recipe))
+
+
+def start(recipe: Recipe, *, progress: Progress = SILENT) -> Running:
+    """Build or find the engine, open it, and run its loop. Raises a `PaddockError`."""
+    built = build(recipe, progress=progress)
+    timings = dict(built.timings)
+    with timed(timings, "tokenizer"):
+        tokenizer = _tokenizer(recipe, built.checkpoint)
+        defaults = sampling_defaults(recipe, built.checkpoint.folder)
+    with timed(timings, "open"):
+        session = open_engine(built, recipe)
+        try:
+            limits = derive_limits(
+                recipe,
+                measure(),
+                max_context=built.context.tokens,
+                block_size=session.block_size,
+                block_bytes=session.block_bytes,
+                # The mapped weights count as free memory until they are read, and an engine may
+                # repack them at its first step.
+                unclaimed_bytes=int(built.manifest["weight_bytes"]),
+            )
+            if limits.max_context < built.context.tokens:
+                progress.note(
+                    f"memory holds {limits.max_context} tokens of cache: sequences may be no longer"
+                    f" ({built.context.reason}: {built.context.tokens})"
+                )
+            loop = EngineLoop(session, limits, tokenizer=tokenizer)
+        except BaseException:
+            session.close()
+            raise
+    return Running(recipe, built, session, tokenizer, loop, defaults, timings)
+
+
+def import_plugins(recipe: Recipe) -> None:
+    """Import the user's own modules by name, so that what they register is known."""
+    for name in recipe.plugins:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise RecipeError(
+                f"plugins: {name!r} cannot be imported: {error}; is its folder on PYTHONPATH?"
+            ) from error
+
+
+def config_json(checkpoint: LocalCheckpoint) -> dict[str, Any]:
+    """The checkpoint's config.json. Raises `ConfigError`."""
+    file = checkpoint.folder / "config.json"
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        held = sorted(f.name for f in checkpoint.folder.iterdir())[:5]
+        raise ConfigError(
+            f"{file} is not there; a checkpoint's folder holds config.json, *.safetensors and"
+            f" tokenizer.json, this one {', '.join(held) or 'nothing'}"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{file}: cannot be read: {error}") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{file}: expected an object, found {type(found).__name__}")
+    return found
+
+
+def _architecture(recipe: Recipe, config: Mapping[str, Any]) -> Architecture:
+    import_plugins(recipe)
+    return registry.read(config, ignore=frozenset(recipe.ignore_config))
+
+
+def check_config(recipe: Recipe, config: Mapping[str, Any]) -> None:
+    """All that can be known from config.json, which is looked at before weights are downloaded.
+
+    Raises `ConfigError` and `RecipeError`.
+    """
+    context_length(recipe, _architecture(recipe, config).config)
+    compute_type(recipe, config)
+
+
+def compute_type(recipe: Recipe, config: Mapping[str, Any]) -> DType:
+    """Of activations and unquantized weights, which the engine has. Raises `RecipeError`."""
+    kind = engine_kinds.load(recipe.engine.name)
+    dtype = choose_dtype(recipe, config, measure(), kind.CAPABILITIES)
+    engine_kinds.check(recipe, kind, dtype)
+    return dtype
+
+
+def engine_options(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's `engine` settings, threads filled in."""
+    options = recipe.engine.model_dump(exclude={"name"})
+    options["threads"] = options["threads"] or measure().cores
+    return options
+
+
+def _tokenizer(recipe: Recipe, checkpoint: LocalCheckpoint) -> Tokenizer:
+    tokenizer = Tokenizer(checkpoint.folder)
+    if recipe.chat_template is not None:
+        file = Path(recipe.chat_template).expanduser()
+        try:
+            template = file.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"chat_template: {file} cannot be read: {error}") from None
+        tokenizer.chat_templates = ChatTemplates(
+            {"default": template}, tokenizer.special_tokens, str(file)
+        )
+    return tokenizer

@@ -1,0 +1,81 @@
+"""From an architecture and a recipe to the graph of a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatch
+
+from paddock.graph import DType, Graph, Mesh, Module, QuantFormat, nearest
+from paddock.graph.ops import Weight
+from paddock.layers import quantize, trace
+from paddock.models.registry import Architecture
+from paddock.recipes.derive import ContextLength, context_length
+from paddock.recipes.engine_kinds import STORED
+from paddock.recipes.errors import RecipeError
+from paddock.recipes.schema import QuantSettings, Recipe
+
+HEAD = "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A model as one rank computes it."""
+
+    architecture: Architecture
+    module: Module
+    graph: Graph
+    dtype: DType
+    context: ContextLength
+    mesh: Mesh
+
+    @property
+    def layers(self) -> int:
+        return int(getattr(self.architecture.config, "num_hidden_layers", 1))
+
+    @property
+    def weights(self) -> dict[str, Weight]:
+        """What the graph reads, by the name under which it is stored."""
+        return {n.op.key: n.op for n in self.graph.nodes if isinstance(n.op, Weight)}
+
+    @property
+    def alive(self) -> list[str]:
+        """The slots that this rank computes with."""
+        read = self.weights
+        return [name for name, _ in self.module.named_parameters() if name in read]
+
+
+def trace_graph(
+    recipe: Recipe, architecture: Architecture, dtype: DType, *, layers: int | None = None
+) -> Traced:
+    """The model quantized as the recipe says; `layers` cuts it down to its first ones.
+
+    Raises `RecipeError`, or `GraphError` where the model does not divide over the mesh.
+    """
+    if layers is not None:
+        fewer = architecture.config.model_copy(update={"num_hidden_layers": layers})
+        architecture = Architecture(architecture.name, architecture.model_class, fewer)
+    context = context_length(recipe, architecture.config)
+    module = architecture.build()
+    if recipe.quant.weights != "none":
+        _quantize(module, recipe.quant, whole=layers is None)
+    mesh = Mesh(tp=recipe.mesh.tp, pp=recipe.mesh.pp)
+    graph = trace(module, dtype=dtype, max_context=context.tokens, mesh=mesh)
+    return Traced(architecture, module, graph, dtype, context, mesh)
+
+
+def _quantize(module: Module, quant: QuantSettings, *, whole: bool) -> None:
+    names = [name for name, slot in module.named_parameters() if slot.quantizable]
+    for pattern in quant.skip if whole else ():
+        if not any(fnmatch(name, pattern) for name in names):
+            raise RecipeError(
+                f"quant.skip: {pattern!r} is none of the {len(names)} slots that are quantized"
+                f"{nearest(pattern, names)}"
+            )
+    head = None if quant.head in ("same", "none") else _format(quant.head, quant.group)
+    skip = (*quant.skip, HEAD) if quant.head == "none" else quant.skip
+    # In int8 a row's own scale is as fine as groups are, and what engines have kernels for.
+    quantize(module, _format(quant.weights, quant.group), head=head, skip=skip)
+
+
+def _format(weights: str, group: int | None) -> QuantFormat:
+    return QuantFormat(STORED[weights], group if weights == "int4" else None)
