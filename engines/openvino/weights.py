@@ -47,10 +47,10 @@ class Weights:
                 f"{weight.key}: the engine expects {weight.dtype}{list(whole)}, the bound weights"
                 f" hold {array.dtype}{list(array.shape)}; build the engine again"
             )
-        tensor = ov.Tensor(
-            np.ascontiguousarray(array), Shape(list(shape or whole)), OV_TYPES[weight.dtype]
-        )
-        self.kept.append((array, tensor))
+        # Bytes, because OpenVINO's binding does not know ml_dtypes' types; the type is said apart.
+        bytes_ = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        tensor = ov.Tensor(bytes_, Shape(list(shape or whole)), OV_TYPES[weight.dtype])
+        self.kept.append((bytes_, tensor))
         return op.Constant(tensor)
 
     def widened(self, weight: Weight) -> Any:
