@@ -56,10 +56,11 @@ class Admission:
 
     def leave(self, request: Request) -> None:
         """It is scheduled, or has ended. A second time does nothing."""
-        if request.number not in self._queued:
-            return
         with self._changed:
-            self._tokens -= self._queued.pop(request.number)
+            tokens = self._queued.pop(request.number, None)
+            if tokens is None:
+                return
+            self._tokens -= tokens
             self.departures += 1
             now = self._clock()
             if self._last_leave is not None:

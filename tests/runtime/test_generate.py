@@ -55,7 +55,7 @@ def test_a_prompt_that_cannot_run_cancels_the_others() -> None:
     with new_loop() as loop:
         with pytest.raises(RequestTooLarge):
             generate(loop, [[1], [1] * 99], SamplingParams(ignore_eos=True))
-        loop.submit([1], SamplingParams(max_tokens=1)).result()
+        generate(loop, ["a"], SamplingParams(max_tokens=1))
         assert loop.stats().running == 0
 
 
@@ -83,5 +83,5 @@ def test_ctrl_c_cancels_all() -> None:
     with new_loop() as loop:
         with pytest.raises(KeyboardInterrupt):
             generate(loop, ["abc"] * 30, SamplingParams(ignore_eos=True), on_result=interrupt)
-        loop.submit([1], SamplingParams(max_tokens=1)).result()
+        generate(loop, ["a"], SamplingParams(max_tokens=1))
         assert loop.stats().running == loop.stats().waiting == 0
