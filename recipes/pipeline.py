@@ -162,12 +162,17 @@ def open_engine(built: BuiltEngine, recipe: Recipe) -> Session:
     return kind.load(built.folder / "rank-0").open(weights, engine_options(recipe))
 
 
-def start(recipe: Recipe, *, progress: Progress = SILENT) -> Running:
-    """Build or find the engine, open it, and run its loop. Raises a `PaddockError`."""
+def start(
+    recipe: Recipe, *, progress: Progress = SILENT, tokenizer: Tokenizer | None = None
+) -> Running:
+    """Build or find the engine, open it, and run its loop. Raises a `PaddockError`.
+
+    `tokenizer`: what `read_tokenizer` gave, where prompts were looked at before.
+    """
     built = build(recipe, progress=progress)
     timings = dict(built.timings)
     with timed(timings, "tokenizer"):
-        tokenizer = _tokenizer(recipe, built.checkpoint)
+        tokenizer = tokenizer or read_tokenizer(recipe, built.checkpoint)
         defaults = sampling_defaults(recipe, built.checkpoint.folder)
     with timed(timings, "open"):
         session = open_engine(built, recipe)
@@ -252,7 +257,8 @@ def engine_options(recipe: Recipe) -> dict[str, Any]:
     return options
 
 
-def _tokenizer(recipe: Recipe, checkpoint: LocalCheckpoint) -> Tokenizer:
+def read_tokenizer(recipe: Recipe, checkpoint: LocalCheckpoint) -> Tokenizer:
+    """The checkpoint's tokenizer, with the recipe's chat template where it has one."""
     tokenizer = Tokenizer(checkpoint.folder)
     if recipe.chat_template is not None:
         file = Path(recipe.chat_template).expanduser()
