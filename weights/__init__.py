@@ -4,6 +4,7 @@ from paddock.weights.bind import Binding, BoundPart, BoundSlot, prove
 from paddock.weights.bound import BoundWeights, Location
 from paddock.weights.checkpoint import Checkpoint
 from paddock.weights.errors import WeightError
+from paddock.weights.hub import LocalCheckpoint, fetch
 from paddock.weights.rules import (
     Add,
     Fuse,
@@ -29,6 +30,7 @@ __all__ = [
     "Fuse",
     "Ignore",
     "Interleave",
+    "LocalCheckpoint",
     "Location",
     "Rename",
     "Rule",
@@ -39,6 +41,7 @@ __all__ = [
     "Tie",
     "Transpose",
     "WeightError",
+    "fetch",
     "prove",
     "write",
 ]
