@@ -16,7 +16,13 @@ from pydantic import BaseModel
 from paddock.graph.errors import nearest
 from paddock.runtime.errors import RequestError
 from paddock.runtime.strict_json import TokenizerError
-from paddock.runtime.template_sandbox import Meter, SandboxedTemplates, TemplateTooCostly, metered
+from paddock.runtime.template_sandbox import (
+    Meter,
+    SandboxedTemplates,
+    TemplateTooCostly,
+    metered,
+    weigh,
+)
 
 Message = Mapping[str, Any]
 
@@ -39,7 +45,7 @@ class ChatTemplates:
         self, templates: Mapping[str, str], special_tokens: Mapping[str, str], source: str
     ) -> None:
         """templates: by name, `default` the usual one; special_tokens: variables, e.g. bos_token;
-        source: what errors call the place where they come from.
+        source: where they come from, for errors: the checkpoint's folder, or a setting.
         """
         self._templates = dict(templates)
         self._special_tokens = dict(special_tokens)
@@ -68,12 +74,12 @@ class ChatTemplates:
             return self._templates["default"]
         if self._templates:
             raise RequestError(
-                f"chat_template: {self._source} has no default template; choose one of "
+                f"{self._source}: several chat templates and none is the default; choose one of "
                 f"{', '.join(self._templates)}"
             )
         raise RequestError(
-            f"{self._source} has no chat template, so it cannot be chatted with: it may be a base "
-            "model; give it plain text, or a template of your own as chat_template"
+            f"{self._source}: no chat template, so this cannot be chatted with (it may be a base "
+            "model); give it plain text, or a template of your own as chat_template"
         )
 
     def render(
@@ -115,35 +121,27 @@ class ChatTemplates:
 
     def _run(self, text: str, variables: dict[str, Any]) -> str:
         template = self._compile(text)
-        # What a template makes is in proportion to what it is given.
-        meter = Meter(value_size=0, total_size=0, seconds=RENDER_SECONDS)
-        meter.value_size = 1 << 40
-        size = (1 << 20) + 8 * meter.weigh(list(variables.values()))
-        meter.value_size, meter.total_size = size, 64 * size
+        # What a template may make is in proportion to what it is given.
+        size = (1 << 20) + 8 * weigh(list(variables.values()))
         try:
+            meter = Meter(value_size=size, total_size=64 * size, seconds=RENDER_SECONDS)
             with metered(meter):
-                pieces = []
-                length = 0
-                for piece in template.generate(variables):
-                    length += len(piece)
-                    meter.charge(length)
-                    pieces.append(piece)
-            return "".join(pieces)
+                rendered = template.render(variables)
+                meter.charge(len(rendered))
+                return rendered
         except TemplateTooCostly as error:
-            raise RequestError(
-                f"the chat template of {self._source} was stopped: {error}"
-            ) from None
+            raise RequestError(f"{self._source}: the chat template was stopped: {error}") from None
         except RecursionError:
             raise RequestError(
-                f"the chat template of {self._source} was stopped: it calls itself endlessly"
+                f"{self._source}: the chat template was stopped: it calls itself endlessly"
             ) from None
         except jinja2.TemplateError as error:
             raise RequestError(
-                f"the chat template of {self._source} refuses this conversation: {error}"
+                f"{self._source}: the chat template refuses this conversation: {error}"
             ) from None
         except Exception as error:  # the template's own mistakes: wrong types, missing keys, ...
             raise RequestError(
-                f"the chat template of {self._source} fails on this conversation: "
+                f"{self._source}: the chat template fails on this conversation: "
                 f"{type(error).__name__}: {error}"
             ) from None
 

@@ -46,7 +46,7 @@ class SequenceSampler:
         self,
         params: SamplingParams,
         *,
-        prompt_token_ids: Sequence[int],
+        prompt_token_ids: Sequence[int] | Array,
         vocab_size: int,
         eos_token_ids: Collection[int] = (),
         bad_words_token_ids: Sequence[Sequence[int]] = (),
@@ -68,10 +68,15 @@ class SequenceSampler:
         self._bias = np.fromiter(params.logit_bias.values(), np.float32)
         ends = {*eos_token_ids, *params.stop_token_ids}
         self._end_ids = np.array(sorted(id_ for id_ in ends if id_ < vocab_size), np.int64)
-        self._seen = _Tally(prompt_token_ids) if params.repetition_penalty != 1 else None
+        self._seen: _Tally | None = None
+        if params.repetition_penalty != 1:
+            # A tokenizer may know more tokens than the model does; those have no logits.
+            prompt = np.asarray(prompt_token_ids, np.int64)
+            self._seen = _Tally(prompt[prompt < vocab_size])
         has_output_penalty = params.presence_penalty != 0 or params.frequency_penalty != 0
         self._output = _Tally() if has_output_penalty else None
-        self._bad_words = _BadWords(bad_words_token_ids, prompt_token_ids)
+        possible = [word for word in bad_words_token_ids if word and max(word) < vocab_size]
+        self._bad_words = _BadWords(possible, prompt_token_ids)
         self._index = index
         self._bits: np.random.PCG64 | None = None
         self._chance: float | None = None
@@ -203,7 +208,7 @@ def _check_ids(field: str, ids: Iterable[int], vocab_size: int) -> None:
 class _Tally:
     """Which token ids occurred, and how often, as arrays to index logits with."""
 
-    def __init__(self, token_ids: Sequence[int] = ()) -> None:
+    def __init__(self, token_ids: Sequence[int] | Array = ()) -> None:
         ids, counts = np.unique(np.asarray(token_ids, np.int64), return_counts=True)
         self._ids, self._counts = ids, counts.astype(np.float32)
         self._used = ids.size
@@ -237,7 +242,9 @@ class _Tally:
 class _BadWords:
     """Token sequences that must not be completed."""
 
-    def __init__(self, words: Sequence[Sequence[int]], prompt_token_ids: Sequence[int]) -> None:
+    def __init__(
+        self, words: Sequence[Sequence[int]], prompt_token_ids: Sequence[int] | Array
+    ) -> None:
         self._always = [word[0] for word in words if len(word) == 1]
         self._after: dict[int, list[tuple[tuple[int, ...], int]]] = {}
         for word in words:
@@ -246,7 +253,7 @@ class _BadWords:
                 self._after.setdefault(prefix[-1], []).append((tuple(prefix), last))
         longest = max((len(word) - 1 for word in words), default=0)
         self._longest = longest
-        self._tail = list(prompt_token_ids[-longest:]) if longest else []
+        self._tail = [int(id_) for id_ in prompt_token_ids[-longest:]] if longest else []
 
     @property
     def may_ban(self) -> bool:

@@ -59,7 +59,9 @@ class Meter:
     def charge(self, size: int) -> None:
         """Something of `size` characters is about to be made, or has been."""
         if size > self.value_size:
-            raise TemplateTooCostly(f"it makes a text or list of more than {self.value_size} bytes")
+            raise TemplateTooCostly(
+                f"it makes a text or list of more than {self.value_size} characters"
+            )
         self.total_size -= size + 1
         if self.total_size < 0:
             raise TemplateTooCostly("it makes far more text than it was given")
@@ -68,34 +70,34 @@ class Meter:
         if look and time.thread_time() - self._started > self.seconds:
             raise TemplateTooCostly(f"it runs for more than {self.seconds:g} seconds")
 
-    def weigh(self, value: Any) -> int:
-        """Characters that `value` would take if it were written out; stops beyond the limit."""
-        if isinstance(value, str | bytes):
-            return len(value)
-        if not isinstance(value, _CONTAINERS):
-            return value.bit_length() // 3 if isinstance(value, int) else 1
-        weight = 0
-        to_do: list[Iterator[Any]] = [iter((value,))]
-        while to_do:
-            for item in to_do[-1]:
-                if isinstance(item, str | bytes):
-                    weight += _CONTAINER_WEIGHT + len(item)
-                elif isinstance(item, _CONTAINERS):
-                    weight += _CONTAINER_WEIGHT
-                    to_do.append(_items(item))
-                    break
-                else:
-                    weight += _CONTAINER_WEIGHT
-            else:
-                to_do.pop()
-            if weight > self.value_size:
-                break
-        return weight
-
 
 _CONTAINERS = (list, tuple, dict, set, frozenset, KeysView, ValuesView, ItemsView)
 
 _meter: ContextVar[Meter] = ContextVar("meter")
+
+
+def weigh(value: Any, limit: int = 1 << 62) -> int:
+    """Characters that `value` would take if it were written out; something beyond `limit` if more.
+
+    What is held several times counts as often, as writing it out or comparing it takes that time.
+    """
+    if isinstance(value, str | bytes):
+        return len(value)
+    if not isinstance(value, _CONTAINERS):
+        return value.bit_length() // 3 if isinstance(value, int) else 1
+    weight = 0
+    to_do: list[Iterator[Any]] = [iter((value,))]
+    while to_do and weight <= limit:
+        for item in to_do[-1]:
+            weight += _CONTAINER_WEIGHT
+            if isinstance(item, str | bytes):
+                weight += len(item)
+            elif isinstance(item, _CONTAINERS):
+                to_do.append(_items(item))
+                break
+        else:
+            to_do.pop()
+    return weight
 
 
 @contextmanager
@@ -117,9 +119,12 @@ def _items(container: Any) -> Iterator[Any]:
 def _charge(value: Any) -> Any:
     if isinstance(value, int):
         _check_bits(value.bit_length())
-    meter = _meter.get()
-    meter.charge(meter.weigh(value))
+    _meter.get().charge(_weight(value))
     return value
+
+
+def _weight(value: Any) -> int:
+    return weigh(value, _meter.get().value_size)
 
 
 @jinja2.pass_context
@@ -185,17 +190,17 @@ class SandboxedTemplates(ImmutableSandboxedEnvironment):
             case "*":
                 for sequence, times in ((left, right), (right, left)):
                     if isinstance(sequence, str | bytes | list | tuple) and isinstance(times, int):
-                        _charge_product(max(1, meter.weigh(sequence)), times)
+                        _charge_product(max(1, _weight(sequence)), times)
                 if isinstance(left, int) and isinstance(right, int):
                     _check_bits(left.bit_length() + right.bit_length() - 1)
             case "**" if isinstance(left, int) and isinstance(right, int):
                 _check_bits(left.bit_length() * right)
             case "+":
-                meter.charge(meter.weigh(left) + meter.weigh(right))
+                meter.charge(_weight(left) + _weight(right))
             case "%" if isinstance(left, str | bytes):
                 _charge_format(str(left), right)
                 # Each of the conversions may write out the whole of the right side.
-                _charge_product(meter.weigh(right), str(left).count("%"))
+                _charge_product(_weight(right), str(left).count("%"))
         return _charge(super().call_binop(context, operator, left, right))
 
     def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -373,7 +378,7 @@ def _to_json(
     sort_keys: bool = False,
 ) -> str:
     meter = _meter.get()
-    weight = meter.weigh(x)
+    weight = _weight(x)
     spaces = indent if isinstance(indent, int) else len(indent or "")
     widest = max((len(separator) for separator in separators or ()), default=0)
     # An item is indented by its depth; JSON that is deeper than 16 is seldom.
@@ -433,13 +438,12 @@ def _before_wordwrap(text: Any, width: int = 79, *rest: Any, **options: Any) -> 
 
 def _before_format(text: Any, *values: Any, **named: Any) -> None:
     _charge_format(str(text), (*values, *named.values()))
-    meter = _meter.get()
-    _charge_product(meter.weigh((values, named)), str(text).count("%"))
+    _charge_product(_weight((values, named)), str(text).count("%"))
 
 
 def _before_slow(value: Any, *rest: Any, **options: Any) -> None:
     """For what takes long for its size."""
-    _charge_product(_meter.get().weigh(value), 16)
+    _charge_product(_weight(value), 16)
 
 
 _BEFORE: dict[str, Callable[..., None]] = {
@@ -477,7 +481,7 @@ def _metered_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
                 _charge_product(len(str(separator)), len(items))
             elif not all(isinstance(item, int | float) for item in items):
                 # Adding up lists copies what was added before, each time.
-                _charge_product(_meter.get().weigh(items) // 16, len(items))
+                _charge_product(_weight(items) // 16, len(items))
         if before is not None:
             before(*value, *rest, **kwargs)
         result = function(*head, *value, *rest, **kwargs)

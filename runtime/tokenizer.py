@@ -36,12 +36,14 @@ class Tokenizer:
     All methods may be called from any thread.
     """
 
-    def __init__(self, folder: Path | str) -> None:
+    def __init__(self, folder: Path | str, *, chat_template: str | None = None) -> None:
         """Read a checkpoint folder.
 
-        Of transformers' settings for adding begin and end tokens none counts beside
-        tokenizer.json, whose post-processor decides, as in transformers 5. Raises
-        `TokenizerError`, which names the file and the field.
+        chat_template: the text of a template to use in place of the checkpoint's own.
+
+        Whether begin and end tokens are added is said by the post-processor of tokenizer.json
+        alone, as in transformers 5: `add_bos_token` in tokenizer_config.json counts no more.
+        Raises `TokenizerError`, which names the file and the field.
         """
         folder = Path(folder)
         self._path = folder / "tokenizer.json"
@@ -52,7 +54,11 @@ class Tokenizer:
         _add_special_tokens(self._backend, files, folder)
         self._detokenizer = Detokenizer(self._backend, str(self._path))
         self._special_tokens = {name: token.content for name, token in files.named_tokens.items()}
-        self.chat_templates = ChatTemplates(files.chat_templates, self._special_tokens, str(folder))
+        self.chat_templates = ChatTemplates(
+            files.chat_templates if chat_template is None else {"default": chat_template},
+            self._special_tokens,
+            str(folder) if chat_template is None else "chat_template",
+        )
         self.vocab_size = _vocab_size(self._backend)
         """One more than the highest token id; a model's vocabulary may be padded beyond it."""
         bos = self._id_of("bos_token")
