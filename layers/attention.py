@@ -1,6 +1,6 @@
 """Grouped-query attention that owns its projections and its cache."""
 
-from paddock.graph import Cache, Module, Parts, Shard, Tensor
+from paddock.graph import Cache, Module, Parts, Shard, Tensor, current_mesh
 from paddock.graph import ops as F
 from paddock.layers.linear import ColumnLinear, RowLinear
 from paddock.layers.norm import RMSNorm
@@ -56,6 +56,8 @@ class Attention(Module):
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """x: [tokens, hidden] -> [tokens, hidden]."""
+        # Keys may be repeated over ranks, queries not: this says so before the fused slot is cut.
+        self.o_proj.weight.local_shape(current_mesh())
         q, k, v = (self._heads(y) for y in self.qkv_proj(x))
         if self.has_qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)

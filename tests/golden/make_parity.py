@@ -22,7 +22,7 @@ def main() -> None:
     for name in CASES:
         for i, logits in enumerate(transformers_logits(case(name))):
             arrays[f"{name}/{i}"] = logits
-    np.savez_compressed(FOLDER / "parity.npz", **arrays)
+    np.savez_compressed(FOLDER / "parity.npz", allow_pickle=False, **arrays)
     golden = {name: transformers_frequencies(rotary) for name, rotary in ROTARY_CASES.items()}
     (FOLDER / "frequencies.json").write_text(json.dumps(golden, indent=1) + "\n")
 

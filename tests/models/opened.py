@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from tests.models.parity_cases import Case
 # reference is held to what f32 sums in another order differ by, so that little goes unnoticed.
 TOLERANCE = {"reference": 2e-5, "openvino": 1e-4}
 ENGINES = tuple(TOLERANCE)
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "reference": {"block_size": 4},  # small, so that these short sequences have several
     "openvino": {"cache_dtype": "f32", "threads": 1},
 }
