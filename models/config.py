@@ -105,6 +105,7 @@ IGNORED: frozenset[str] = frozenset(
 # Bounds that no model comes near, so that a damaged file cannot ask for absurd work: the largest
 # open models have 126 layers, 16k wide, and vocabularies of 262k.
 Layers = Annotated[int, Field(gt=0, le=1000)]
+Heads = Annotated[int, Field(gt=0, le=2**14)]
 Size = Annotated[int, Field(gt=0, le=2**22)]
 Context = Annotated[int, Field(gt=0, le=2**31)]
 
@@ -154,10 +155,12 @@ class ModelConfig(BaseModel):
         try:
             return cls.model_validate(known)
         except ValidationError as error:
-            first = error.errors()[0]
+            # A default that is worked out from a missing field is no mistake of its own.
+            errors = [e for e in error.errors() if e["type"] != "default_factory_not_called"]
+            first = errors[0]
             field = ".".join(map(str, first["loc"])) or "values"
             given = "" if first["type"] == "missing" else f", found {_shown(first['input'])}"
-            more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+            more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
             message = first["msg"].removeprefix("Value error, ")
             if not first["loc"]:
                 given = ""  # the message of a check over several fields names them itself

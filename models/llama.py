@@ -18,7 +18,7 @@ from paddock.layers import (
     Step,
     VocabHead,
 )
-from paddock.models.config import Context, Layers, ModelConfig, Size, rotary_scaling
+from paddock.models.config import Context, Heads, Layers, ModelConfig, Size, rotary_scaling
 
 
 class LlamaConfig(ModelConfig):
@@ -26,9 +26,12 @@ class LlamaConfig(ModelConfig):
     hidden_size: Size
     intermediate_size: Size
     num_hidden_layers: Layers
-    num_attention_heads: Size
-    num_key_value_heads: Size = Field(default_factory=lambda d: d["num_attention_heads"])
-    head_dim: Size = Field(default_factory=lambda d: d["hidden_size"] // d["num_attention_heads"])
+    num_attention_heads: Heads
+    num_key_value_heads: Heads = Field(default_factory=lambda d: d["num_attention_heads"])
+    head_dim: Heads = Field(
+        default_factory=lambda d: d["hidden_size"] // d["num_attention_heads"],
+        validate_default=True,
+    )
     hidden_act: str = "silu"
     activation: Literal["swiglu"] | None = None  # Falcon3: what the MLP is anyway
     max_position_embeddings: Context = 2048

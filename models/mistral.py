@@ -2,12 +2,12 @@
 
 from typing import ClassVar, Literal
 
-from paddock.models.config import Context, Size
+from paddock.models.config import Context, Heads, Size
 from paddock.models.llama import LlamaConfig, LlamaForCausalLM
 
 
 class MistralConfig(LlamaConfig):
-    num_key_value_heads: Size
+    num_key_value_heads: Heads
     max_position_embeddings: Context = 131_072
     sliding_window: Size | None = 4096  # null for none; files of the first Mistral leave it out
     attention_bias: Literal[False] = False

@@ -4,12 +4,12 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from paddock.models.config import Context, Size, check_layers
+from paddock.models.config import Context, Heads, Size, check_layers
 from paddock.models.llama import LlamaConfig, LlamaForCausalLM
 
 
 class Qwen2Config(LlamaConfig):
-    num_key_value_heads: Size
+    num_key_value_heads: Heads
     max_position_embeddings: Context = 32_768
     use_sliding_window: bool = False
     sliding_window: Size | None = 4096

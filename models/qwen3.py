@@ -2,13 +2,13 @@
 
 from typing import ClassVar
 
-from paddock.models.config import Size
+from paddock.models.config import Heads
 from paddock.models.llama import LlamaConfig, LlamaForCausalLM
 from paddock.models.qwen2 import Qwen2Config
 
 
 class Qwen3Config(Qwen2Config):
-    head_dim: Size = 128
+    head_dim: Heads = 128
 
     qk_norm: ClassVar[bool] = True
 

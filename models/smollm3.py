@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from paddock.models.config import Context, Size, check_layers
+from paddock.models.config import Context, Heads, Size, check_layers
 from paddock.models.llama import LlamaConfig, LlamaForCausalLM
 
 # In `no_rope_layers`, 1 is for a layer that HAS rotary positions.
@@ -15,7 +15,7 @@ Rotated = Annotated[int, Field(ge=0, le=1)]
 
 
 class SmolLM3Config(LlamaConfig):
-    num_key_value_heads: Size
+    num_key_value_heads: Heads
     max_position_embeddings: Context = 32_768
     tie_word_embeddings: bool = True
     no_rope_layers: Annotated[tuple[Rotated, ...], Field(strict=False)] | None = None
