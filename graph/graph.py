@@ -42,8 +42,8 @@ class Graph:
         for i, operand in enumerate(inputs):
             if not isinstance(operand, Tensor):
                 raise GraphError(
-                    f"{node.where}: {op.name}: operand {i} is {operand!r:.80} of type"
-                    f" {type(operand).__name__}, expected a tensor of the graph"
+                    f"{node.where}: {op.name}: operand {i} is a {type(operand).__name__},"
+                    " expected a tensor of the graph"
                 )
         types = _inferred(node)
         node.outputs = tuple(

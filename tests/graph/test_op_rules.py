@@ -1,0 +1,324 @@
+"""Every op's rule: what it makes of operands, and what it says of those it does not take."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+import paddock.graph.ops as F
+from paddock.graph import DType, Graph, GraphError, Mesh, Op, TensorType, use_graph
+from paddock.graph.op import OPS
+from paddock.graph.tensor import BLOCK_SIZE, BLOCKS, TOKENS, Dim
+from tests.graph.written import tensors, type_of
+
+BF16, F32, F64, I64 = DType.BF16, DType.F32, DType.F64, DType.I64
+CACHE = "f32[blocks, block_size, 2, 16]"
+STEP = ("i32[sequences + 1]", "i32[sequences]", "i32[table]", "i32[sequences + 1]")
+QKV = ("f32[tokens, 4, 16]", "f32[tokens, 2, 16]", "f32[tokens, 2, 16]")
+
+
+def qkv(**changes: str) -> tuple[str, ...]:
+    names = ("q", "k", "v", "key_cache", "value_cache", "starts", "past", "table", "blocks")
+    given = dict(zip(names, (*QKV, CACHE, CACHE, *STEP), strict=True))
+    return tuple((given | changes).values())
+
+
+ACCEPTED: list[tuple[Op, tuple[str, ...], str]] = [
+    (F.Input("token_ids", I64, (TOKENS,)), (), "i64[tokens]"),
+    (F.Weight("w", BF16, (6, 4), (("q", 4), ("k", 2))), (), "bf16[6, 4]"),
+    (F.CacheBlocks("c", F32, (BLOCKS, BLOCK_SIZE, 2, 16)), (), CACHE),
+    (F.Dequantize(BF16), ("i8[6, 8]", "f16[6, 2]"), "bf16[6, 8]"),
+    (F.Dequantize(F32), ("i4[6, 8]", "f16[6, 1]"), "f32[6, 8]"),
+    (F.Add(), ("f32[tokens, 8]", "f32[tokens, 8]"), "f32[tokens, 8]"),
+    (F.Add(), ("bf16[tokens, 8]", "bf16[8]"), "bf16[tokens, 8]"),
+    (F.Add(), ("i64[tokens]", "i64[tokens]"), "i64[tokens]"),
+    (F.Mul(), ("f16[tokens, 8]", "f16[8]"), "f16[tokens, 8]"),
+    (F.Scale(0.5), ("f16[tokens, 8]",), "f16[tokens, 8]"),
+    (F.Scale(2), ("f32[tokens]",), "f32[tokens]"),
+    (F.Cast(BF16), ("f32[tokens, 8]",), "bf16[tokens, 8]"),
+    (F.Activation("gelu"), ("f32[tokens, 8]",), "f32[tokens, 8]"),
+    (F.Linear(), ("f32[tokens, 8]", "f32[6, 8]"), "f32[tokens, 6]"),
+    (F.RMSNorm(1e-5), ("bf16[tokens, 4, 8]", "f32[8]"), "bf16[tokens, 4, 8]"),
+    (F.LayerNorm(1e-5), ("f32[tokens, 8]", "f32[8]"), "f32[tokens, 8]"),
+    (F.LayerNorm(0), ("f32[tokens, 8]", "f32[8]", "f32[8]"), "f32[tokens, 8]"),
+    (F.RotaryAngles((1.0, 0.1)), ("i64[tokens]",), "f32[tokens, 4], f32[tokens, 4]"),
+    (F.Rotary(), ("bf16[tokens, 2, 8]", "f32[tokens, 8]", "f32[tokens, 8]"), "bf16[tokens, 2, 8]"),
+    (F.Rotary(True), ("f32[t, 2, 8]", "f32[t, 4]", "f32[t, 4]"), "f32[t, 2, 8]"),
+    (F.Attention(0.25), qkv(), "f32[tokens, 4, 16]"),
+    (
+        F.Attention(1, window=1, soft_cap=30.0),
+        qkv(v="f32[tokens, 2, 24]", value_cache="f32[blocks, block_size, 2, 24]"),
+        "f32[tokens, 4, 24]",
+    ),
+    # A cache may be narrower than what is written into it.
+    (F.Attention(0.25), qkv(key_cache="u8[blocks, block_size, 2, 16]"), "f32[tokens, 4, 16]"),
+    (F.Split((2, 6)), ("f32[tokens, 8]",), "f32[tokens, 2], f32[tokens, 6]"),
+    (F.Concat(), ("f32[tokens, 2]", "f32[tokens, 6]"), "f32[tokens, 8]"),
+    (F.Reshape((2, 4)), ("f32[tokens, 8]",), "f32[tokens, 2, 4]"),
+    (F.Reshape(()), ("f32[tokens, 1]",), "f32[tokens]"),
+    (F.Gather(), ("f32[64, 8]", "i64[tokens]"), "f32[tokens, 8]"),
+    (F.Gather(), ("f32[tokens, 2, 8]", "i32[rows]"), "f32[rows, 2, 8]"),
+    (F.AllReduce(), ("f32[tokens, 8]",), "f32[tokens, 8]"),
+    (F.AllGather(4), ("f32[rows, 8]",), "f32[rows, 32]"),
+    (F.Send(), ("f32[tokens, 8]",), "f32[tokens, 8]"),
+    (F.Receive(BF16, (8,)), ("i64[tokens]",), "bf16[tokens, 8]"),
+]
+REFUSED: list[tuple[Op, tuple[str, ...], str]] = [
+    (F.Input("", I64, (TOKENS,)), (), "it has no name: a Parameter or Cache is found where"),
+    (F.Input("x", I64, (0,)), (), "'x': i64[0] has an empty axis"),
+    (F.Input("x", I64, (-4, 4)), (), "has an empty axis"),
+    (F.Weight("w", F32, (6, 4), (("q", 4), ("k", 3))), (), "are not the rows of (6, 4)"),
+    (F.Weight("w", F32, (), (("q", 4),)), (), "are not the rows of ()"),
+    (F.Weight("w", F32, (4, 4), (("q", 8), ("k", -4))), (), "are not the rows of (4, 4)"),
+    (F.CacheBlocks("c", F32, (BLOCKS, BLOCK_SIZE, 0, 16)), (), "has an empty axis"),
+    (F.Dequantize(F32), ("f32[6, 8]", "f16[6, 2]"), "expected integers and scales of two axes"),
+    (F.Dequantize(F32), ("i8[8]", "f16[8, 1]"), "expected integers and scales of two axes"),
+    (F.Dequantize(F32), ("i8[6, 8]", "f16[6]"), "expected integers and scales of two axes"),
+    (F.Dequantize(I64), ("i8[6, 8]", "f16[6, 2]"), "expected floats for the scales and the result"),
+    (F.Dequantize(F32), ("i8[6, 8]", "f16[6, 3]"), "do not divide the integers i8[6, 8]"),
+    (F.Dequantize(F32), ("i8[6, 8]", "f16[4, 2]"), "do not divide the integers i8[6, 8]"),
+    (
+        F.Add(),
+        ("f32[tokens, 8]", "bf16[tokens, 8]"),
+        "f32[tokens, 8] and bf16[tokens, 8]; cast one",
+    ),
+    (F.Add(), ("f32[tokens, 8]", "f32[tokens, 1]"), "shapes do not match"),
+    (F.Add(), ("f32[8]", "f32[tokens, 8]"), "shapes do not match"),
+    (F.Add(), ("f32[tokens]", "f32[rows]"), "shapes do not match: f32[tokens] and f32[rows]"),
+    (F.Add(), ("bool[8]", "bool[8]"), "expected floats, i64 or i32: bool[8]"),
+    (F.Add(), ("f32[8]",), "does not take 1 operands (f32[8])"),
+    (F.Add(), ("f32[8]", "f32[8]", "f32[8]"), "does not take 3 operands"),
+    (F.Mul(), ("f32[8]", "f64[8]"), "element types differ"),
+    (F.Mul(), ("i8[8]", "i8[8]"), "expected floats, i64 or i32: i8[8]"),
+    (F.Scale(2.0), ("i64[tokens]",), "expected floats"),
+    (F.Scale(math.nan), ("f32[8]",), "attribute 'factor' is nan of type float, expected float"),
+    (F.Scale(10**400), ("f32[8]",), "attribute 'factor' is 1000000"),
+    (F.Cast("f16"), ("f32[8]",), "attribute 'dtype' is 'f16' of type str, expected DType"),  # type: ignore[arg-type]
+    (F.Activation("swish"), ("f32[8]",), "no activation 'swish'; there are silu, gelu"),
+    (F.Activation("silu"), ("i64[8]",), "silu of i64[8]: expected floats"),
+    (F.Linear(), ("f32[tokens, 8]", "f32[8, 6]"), "expected x [n, inputs] and weight [outputs, in"),
+    (F.Linear(), ("f32[tokens, 2, 8]", "f32[6, 8]"), "expected x [n, inputs]"),
+    (F.Linear(), ("f32[tokens, 8]", "bf16[6, 8]"), "element types differ"),
+    (F.Linear(), ("i8[tokens, 8]", "i8[6, 8]"), "integers go through `dequantize`"),
+    (F.RMSNorm(1e-5), ("f32[tokens, 8]", "f32[4]"), "weight f32[4] does not match the last axis"),
+    (F.RMSNorm(1e-5), ("f32[]", "f32[]"), "does not match the last axis"),
+    (F.RMSNorm(1e-5), ("i32[8]", "f32[8]"), "expected floats"),
+    (F.RMSNorm(-1.0), ("f32[8]", "f32[8]"), "eps is -1.0, expected a finite number from 0 up"),
+    (F.RMSNorm(math.inf), ("f32[8]", "f32[8]"), "eps is inf"),
+    (F.LayerNorm(1e-5), ("f32[tokens, 8]", "f32[8]", "f32[4]"), "f32[4] does not match"),
+    (F.LayerNorm(1e-5), ("f32[8]", "f32[8]", "f32[8]", "f32[8]"), "expected one bias, got 2"),
+    (F.LayerNorm(-1e-5), ("f32[8]", "f32[8]"), "eps is -1e-05"),
+    (F.RotaryAngles((1.0,)), ("f32[tokens]",), "positions must be i64 or i32 [tokens]"),
+    (F.RotaryAngles((1.0,)), ("bool[tokens]",), "positions must be i64 or i32 [tokens]"),
+    (F.RotaryAngles((1.0,)), ("i64[tokens, 2]",), "positions must be i64 or i32 [tokens]"),
+    (F.RotaryAngles(()), ("i64[tokens]",), "expected one frequency at least"),
+    (F.RotaryAngles((1.0, math.inf)), ("i64[tokens]",), "must be finite"),
+    (F.RotaryAngles((1.0,), math.inf), ("i64[tokens]",), "must be finite"),
+    (F.RotaryAngles([1.0]), ("i64[tokens]",), "expected tuple[float, ...]"),  # type: ignore[arg-type]
+    (F.Rotary(), ("f32[t, 8]", "f32[t, 8]", "f32[t, 8]"), "expected x [tokens, heads, size]"),
+    (F.Rotary(), ("f32[t, 2, 8]", "f32[t, 8]", "f32[t, 4]"), "and two tables"),
+    (F.Rotary(), ("f32[t, 2, 8]", "f32[u, 8]", "f32[u, 8]"), "and two tables"),
+    (
+        F.Rotary(),
+        ("f32[t, 2, 8]", "f32[t, 10]", "f32[t, 10]"),
+        "10 rotated elements in a head of 8",
+    ),
+    (F.Rotary(), ("f32[t, 2, 8]", "f32[t, 3]", "f32[t, 3]"), "expected an even number"),
+    (F.Rotary(), ("f32[t, 2, 8]", "bf16[t, 8]", "bf16[t, 8]"), "the tables in f32"),
+    (F.Rotary(1), ("f32[t, 2, 8]", "f32[t, 8]", "f32[t, 8]"), "expected bool"),  # type: ignore[arg-type]
+    (F.Attention(1.0), qkv(q="f32[tokens, 64]"), "expected q, k, v [tokens, heads, size]"),
+    (F.Attention(1.0), qkv(q="f32[tokens, 4, 8]"), "expected q, k, v [tokens, heads, size]"),
+    (F.Attention(1.0), qkv(q="bf16[tokens, 4, 16]"), "expected q, k, v in one type of floats"),
+    (F.Attention(1.0), qkv(q="f32[rows, 4, 16]"), "q, k, v are of different tokens"),
+    (F.Attention(1.0), qkv(q="f32[tokens, 3, 16]"), "3 heads do not share the 2 of"),
+    (F.Attention(1.0), qkv(v="f32[tokens, 4, 16]"), "4 heads do not share the 2 of"),
+    (F.Attention(1.0), qkv(key_cache="f32[blocks, block_size, 4, 16]"), "the key cache"),
+    (F.Attention(1.0), qkv(value_cache="f32[blocks, 2, 16]"), "the value cache"),
+    (
+        F.Attention(1.0),
+        qkv(key_cache="f32[blocks, 16, 2, 16]"),
+        "the caches differ in their blocks",
+    ),
+    (F.Attention(1.0), qkv(past="f32[sequences]"), "expected integers along one axis"),
+    (F.Attention(1.0), qkv(table="i32[table, 2]"), "expected integers along one axis"),
+    (F.Attention(1.0), qkv(blocks="i32[sequences]"), "starts of different sequences"),
+    (F.Attention(1.0, window=0), qkv(), "a window of 0 tokens sees nothing"),
+    (F.Attention(1.0, soft_cap=0.0), qkv(), "soft_cap is 0.0, expected a finite number above 0"),
+    (F.Attention(1.0, soft_cap=math.inf), qkv(), "soft_cap is inf"),
+    (F.Attention(1.0), QKV, "does not take 3 operands"),
+    (
+        F.Split((2, 5)),
+        ("f32[tokens, 8]",),
+        "sizes (2, 5) sum to 7, the last axis of f32[tokens, 8]",
+    ),
+    (F.Split((9, -1)), ("f32[tokens, 8]",), "each must be 1 at least"),
+    (F.Split((8,)), ("f32[]",), "f32[] has no axis -1"),
+    (F.Split((8,)), ("f32[8, tokens]",), "axis -1 of f32[8, tokens] has no fixed size"),
+    (F.Concat(), (), "nothing to join"),
+    (F.Concat(), ("f32[tokens, 2]", "f32[rows, 2]"), "f32[rows, 2] does not join f32[tokens, 2]"),
+    (F.Concat(), ("f32[tokens, 2]", "f16[tokens, 2]"), "does not join"),
+    (F.Reshape((3, 3)), ("f32[tokens, 8]",), "f32[tokens, 8] has no view [tokens, 3, 3]"),
+    (F.Reshape((-2, -4)), ("f32[tokens, 8]",), "has no view with the axes (-2, -4)"),
+    (F.Reshape((1,)), ("f32[]",), "has no view with the axes (1,)"),
+    (F.Gather(), ("f32[64, 8]", "f32[tokens]"), "row numbers must be i64 or i32 along one axis"),
+    (F.Gather(), ("f32[64, 8]", "bool[tokens]"), "row numbers must be i64 or i32 along one axis"),
+    (F.Gather(), ("f32[64, 8]", "i64[tokens, 1]"), "row numbers must be i64 or i32 along one axis"),
+    (F.Gather(), ("f32[]", "i64[tokens]"), "f32[] has no rows"),
+    (F.AllReduce(), (), "does not take 0 operands"),
+    (F.AllGather(0), ("f32[rows, 8]",), "a mesh has no 0 ranks"),
+    (F.AllGather(2), ("f32[8, rows]",), "axis -1 of f32[8, rows] has no fixed size"),
+    (F.Send(), ("f32[8]", "f32[8]"), "does not take 2 operands"),
+    (F.Receive(F32, (0,)), ("i64[tokens]",), "no tensor has the first axis of i64[tokens]"),
+    (F.Receive(F32, (8,)), ("i64[]",), "no tensor has the first axis"),
+]
+
+
+def ids(cases: list[tuple[Op, tuple[str, ...], str]]) -> list[str]:
+    return [f"{op.name}-{i}" for i, (op, _, _) in enumerate(cases)]
+
+
+@pytest.mark.parametrize(("op", "operands", "result"), ACCEPTED, ids=ids(ACCEPTED))
+def test_makes(op: Op, operands: tuple[str, ...], result: str) -> None:
+    graph = Graph()
+    with use_graph(graph):
+        made = op(*tensors(*operands))
+    outputs = made if isinstance(made, tuple) else (made,)
+    assert ", ".join(str(t.type) for t in outputs) == result
+    graph.outputs = outputs
+    graph.verify()
+
+
+@pytest.mark.parametrize(("op", "operands", "message"), REFUSED, ids=ids(REFUSED))
+def test_refuses_under_its_place_and_name(op: Op, operands: tuple[str, ...], message: str) -> None:
+    graph = Graph()
+    with use_graph(graph):
+        given = tensors(*operands)
+        before = len(graph.nodes)
+        with graph.scope("model"), graph.scope("mlp"), pytest.raises(GraphError) as error:
+            op(*given)
+    place = rf"model\.mlp \(tests/graph/test_op_rules\.py:\d+\): {op.name}\b"
+    assert re.match(place, str(error.value))
+    assert message in str(error.value)
+    assert len(graph.nodes) == before
+
+
+def test_every_op_is_tried_both_ways() -> None:
+    ours = {op for op in OPS.values() if op.__module__.startswith("paddock.")}
+    assert {type(op) for op, _, _ in ACCEPTED} == ours
+    assert {type(op) for op, _, _ in REFUSED} == ours
+
+
+def test_an_operand_that_is_no_tensor_is_named() -> None:
+    with use_graph(Graph()):
+        (x,) = tensors("f32[tokens, 8]")
+        with pytest.raises(GraphError, match="add: operand 1 is a float, expected a tensor"):
+            x + 3.0  # type: ignore[operator]
+        with pytest.raises(GraphError, match="linear: operand 0 is a ndarray, expected"):
+            F.linear(np.ones((2, 8)), x)  # type: ignore[arg-type]
+
+
+def test_ops_outside_a_graph_say_what_to_do() -> None:
+    with pytest.raises(GraphError, match=r"call ops inside `with use_graph\(Graph\(\)\):`"):
+        F.Input("x", F32, (TOKENS,))()
+
+
+def test_a_rule_that_fails_in_a_plugin_is_reported_under_its_place() -> None:
+    @dataclass(frozen=True)
+    class Careless(Op):
+        def infer(self, x: TensorType) -> TensorType:
+            return x.with_shape(x.shape[7])
+
+    try:
+        with use_graph(Graph()):
+            (x,) = tensors("f32[8]")
+            with pytest.raises(
+                GraphError, match=r"the shape rule of careless fails for 1 operands"
+            ):
+                Careless()(x)
+    finally:
+        del OPS["careless"]
+
+
+def test_names_are_read_from_the_class_and_belong_to_one() -> None:
+    assert F.RMSNorm.name == "rms_norm"
+    assert F.AllReduce.name == "all_reduce"
+    with pytest.raises(GraphError, match=r"an op named 'rms_norm' exists already, in paddock\.gra"):
+
+        @dataclass(frozen=True)
+        class RMSNorm(Op):
+            pass
+
+    assert {"source", "collective", "op"}.isdisjoint(OPS)
+
+
+@pytest.mark.parametrize(
+    ("value", "annotation", "fits"),
+    [
+        (1, "int", True),
+        (True, "int", False),
+        (np.int64(1), "int", False),
+        (1, "float", True),
+        (1.5, "float", True),
+        (True, "float", False),
+        (2**60, "float", False),
+        (np.float64(1), "float", False),
+        (math.inf, "float", True),
+        (math.nan, "float", False),
+        ("a", "str", True),
+        (F32, "str", False),
+        (F32, "DType", True),
+        ("f32", "DType", False),
+        (Dim("n"), "Dim", True),
+        (None, "int | None", True),
+        (None, "int", False),
+        ((1, Dim("n")), "tuple[int | Dim, ...]", True),
+        ([1], "tuple[int, ...]", False),
+        ((1, "a"), "tuple[int, str]", True),
+        ((1,), "tuple[int, str]", False),
+        ((("q", 1),), "tuple[tuple[str, int], ...]", True),
+        ((math.nan,), "Any", False),
+        (object(), "Any", False),
+        ({}, "dict", False),
+    ],
+)
+def test_attributes_are_what_their_annotations_say(value: Any, annotation: str, fits: bool) -> None:
+    kinds = {"DType": DType, "Dim": Dim, "Any": Any}
+    kind: Any = type("Tried", (Op,), {"__annotations__": {"value": eval(annotation, kinds)}})
+    op = dataclass(frozen=True)(kind)(value)
+    try:
+        if fits:
+            op.check_attributes()
+        else:
+            with pytest.raises(GraphError, match="attribute 'value' is"):
+                op.check_attributes()
+    finally:
+        del OPS["tried"]
+
+
+def test_a_slot_outside_the_tree_is_found_when_it_is_used() -> None:
+    from paddock.graph import Module, Parameter, Tensor
+
+    class Hidden(Module):
+        def __init__(self) -> None:
+            self.weights = [Parameter((4, 4))]  # in a plain list: nobody finds it there
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.weights[0].tensor)
+
+    model = Hidden()
+    model.assign_names()
+    with use_graph(Graph()), pytest.raises(GraphError, match="weight: it has no name: a Parameter"):
+        model(*tensors("f32[tokens, 4]"))
+
+
+def test_types_are_written_as_they_are_shown() -> None:
+    assert str(type_of("f32[tokens, 4]")) == "f32[tokens, 4]"
+    assert type_of("bf16[]").rank == 0
+    assert Mesh() == Mesh(tp=1, pp=1)
+    assert F64.bits == 64
+    assert DType.I4.bits == 4
