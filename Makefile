@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 # pip can read [dependency-groups] from 25.1 on; the version is bounded below for that.
-PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet
+PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet
 
 .PHONY: demo test test-slow check format golden clean
 
