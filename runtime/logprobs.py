@@ -11,7 +11,7 @@ from paddock.graph.dtype import Array
 from paddock.runtime.errors import RequestError
 from paddock.runtime.token_filters import top_ids
 
-_CHUNK = 1 << 18
+_CHUNK = 1 << 16
 """Logits worked on at once, so that the intermediate arrays stay in a core's cache."""
 
 
@@ -61,17 +61,16 @@ def report(
         some = slice(start, start + step)
         weights = logits[some] - peaks[some, None]
         sums = np.exp(weights, out=weights).sum(axis=1)
-        for i, weight in enumerate(np.log(sums.astype(np.float64)), start):
-            row, peak = logits[i], float(peaks[i])
+        shifts = peaks[some].astype(np.float64) + np.log(sums.astype(np.float64))
+        for i, shift in enumerate(shifts.tolist(), start):
+            row = logits[i]
             top = top_ids(row, counts[i])
+            top_logprobs = row[top].astype(np.float64) - shift
             tokens.append(
                 SampledToken(
                     token_ids[i],
-                    float(row[token_ids[i]]) - peak - weight.item(),
-                    tuple(
-                        (token, value - peak - weight.item())
-                        for token, value in zip(top.tolist(), row[top].tolist(), strict=True)
-                    ),
+                    float(row[token_ids[i]]) - shift,
+                    tuple(zip(top.tolist(), top_logprobs.tolist(), strict=True)),
                 )
             )
     return tokens

@@ -154,7 +154,7 @@ def sample(logits: Array, samplers: Sequence[SequenceSampler]) -> list[SampledTo
     tokens: list[int] = likeliest.tolist()
 
     adjusted = [i for i, sampler in enumerate(samplers) if sampler.adjusts]
-    adjusted_row = dict(zip(adjusted, logits[adjusted], strict=True)) if adjusted else {}
+    adjusted_row = {i: logits[i].copy() for i in adjusted}
     adjusted_peak = {}
     for i, row in adjusted_row.items():
         samplers[i].adjust(row)
@@ -178,7 +178,8 @@ def sample(logits: Array, samplers: Sequence[SequenceSampler]) -> list[SampledTo
     asked = [i for i, sampler in enumerate(samplers) if sampler.params.logprobs is not None]
     if asked:
         counts = [samplers[i].params.logprobs or 0 for i in asked]
-        reported = report(logits[asked], peaks[asked], [tokens[i] for i in asked], counts)
+        some = slice(None) if len(asked) == rows else asked
+        reported = report(logits[some], peaks[some], [tokens[i] for i in asked], counts)
         for i, token_with_logprobs in zip(asked, reported, strict=True):
             sampled[i] = token_with_logprobs
     return sampled

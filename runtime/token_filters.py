@@ -22,7 +22,7 @@ from paddock.runtime.sampling_params import SamplingParams
 
 _BLOCK = 256
 """Tokens whose weights are summed first, when a whole vocabulary is drawn from."""
-_CHUNK = 1 << 18
+_CHUNK = 1 << 16
 """Logits worked on at once, so that the intermediate arrays stay in a core's cache."""
 _SMALL = 512
 """Sizes under which a sort costs no more than the partitions that would avoid it."""
@@ -199,7 +199,6 @@ def _typical(scaled: Array, weights: Array, mass: float) -> Array:
     surprise = math.log(total) - np.where(weights > 0, scaled, 0)
     entropy = float((weights * surprise).sum()) / total
     distance = np.abs(surprise - np.float32(entropy))
-    distance[weights == 0] = np.inf
 
     # Where the tokens no more surprising than twice the entropy weigh enough, all others are
     # farther from it than these: mostly few are left.

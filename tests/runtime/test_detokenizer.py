@@ -43,7 +43,11 @@ def token_ids(backend: Backend) -> st.SearchStrategy[list[int]]:
     """Ids of all sorts: of bytes often, of special tokens, and a few of no token."""
     size = backend.get_vocab_size()
     added = sorted(backend.get_added_tokens_decoder())
-    choices = [st.integers(0, size + 2), st.integers(0, min(size, 262))]
+    choices = [
+        st.integers(0, size + 2),
+        st.integers(0, min(size, 262)),
+        st.integers(max(0, size - 30), size),
+    ]
     if added:
         choices.append(st.sampled_from(added))
     return st.lists(st.one_of(choices), max_size=40)
@@ -136,6 +140,18 @@ def test_a_leading_space_is_kept_after_a_prompt() -> None:
     assert pieces("llama 2", [the], prompt=[1]) == "the"
     assert pieces("llama 2", [the], prompt=[1, the]) == " the"
     assert pieces("llama 2", [the], prompt=[1], skip=False) == " the"
+
+
+def test_a_character_may_begin_in_the_prompt() -> None:
+    *begun, last = [id_of("byte level", c) for c in "ðŁİī"]  # the bytes of 🎉
+    assert pieces("byte level", [last], prompt=[5, 5, *begun]) == "🎉"
+
+
+def test_a_run_of_bytes_is_judged_from_its_start() -> None:
+    letter = id_of("llama 2", "<0x41>")
+    run = [id_of("llama 2", "<0xFF>"), *[letter] * 30]
+    text = pieces("llama 2", [letter], prompt=[id_of("llama 2", "▁the"), *run])
+    assert text == "\N{REPLACEMENT CHARACTER}" * 32
 
 
 def test_impossible_bytes_do_not_hold_back_what_follows() -> None:

@@ -183,7 +183,7 @@ def test_top_k_keeps_all_tokens_as_likely_as_the_last() -> None:
 @settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.integers(-3, 3), min_size=1, max_size=3000),
-    st.integers(0, 60),
+    st.integers(0, 1500),
 )
 def test_top_ids_are_those_of_a_stable_sort(values: list[int], count: int) -> None:
     row = np.array(values, np.float32)
@@ -321,7 +321,7 @@ def test_prompt_tokens_outside_the_models_vocabulary_do_not_matter() -> None:
 
 
 def test_ends_are_masked_until_min_tokens() -> None:
-    params = SamplingParams(temperature=0, min_tokens=2, stop_token_ids=(1,))
+    params = SamplingParams(temperature=0, min_tokens=2, stop_token_ids=(1,), logit_bias={3: 0.5})
     sampler = make_sampler(params, 4, eos_token_ids={0, 77})
     row = np.array([[9, 8, 7, 6]], np.float32)
     tokens = []
@@ -463,6 +463,19 @@ def test_the_last_possible_chance_draws_a_possible_token() -> None:
         assert sample(row[None], [sampler])[0].token_id == 300
         sampler._chance = 0.0
         assert sample(row[None], [sampler])[0].token_id == 3
+
+
+def test_chances_at_the_edges_of_blocks_draw_possible_tokens() -> None:
+    row = make_logits(1, 40 * 256, spread=1.0)[0]
+    row.reshape(40, 256)[:, 200:] = -np.inf
+    row.reshape(40, 256)[:, :3] = -np.inf
+    weights = np.exp(row - row.max()).reshape(40, 256)
+    sums = np.add.reduceat(weights.ravel(), np.arange(0, row.size, 256)).cumsum(dtype=np.float64)
+    edges = sums / sums[-1]
+    for chance in (*edges, *np.nextafter(edges, 0)):
+        sampler = make_sampler(SamplingParams(), row.size)
+        sampler._chance = min(float(chance), math.nextafter(1, 0))
+        assert np.isfinite(row[sample(row[None], [sampler])[0].token_id])
 
 
 # --- batches -------------------------------------------------------------------------------------
