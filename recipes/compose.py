@@ -16,8 +16,9 @@ from typing import Any
 
 import yaml
 from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
+from hydra import initialize
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -141,7 +142,7 @@ class _Request:
         """What Hydra composes, resolved; the schema has not seen it."""
         with self._hydra() as (path, loader):
             lines = self._lines(path, loader) if self.groups else self._lines(path, None)
-            config = hydra_compose(self.name, lines)
+            config = hydra_compose(PRIMARY, lines)
             refuse_code(config)
             values = OmegaConf.to_container(config, resolve=True)
         assert isinstance(values, dict)
@@ -155,7 +156,7 @@ class _Request:
             of_groups = [
                 x for x, o in zip(lines[1:], self.overrides, strict=True) if o in self._of_groups()
             ]
-            merged = loader.compute_defaults_list(self.name, [path, *of_groups], RunMode.RUN)
+            merged = loader.compute_defaults_list(PRIMARY, [path, *of_groups], RunMode.RUN)
             found = origins(merged.defaults, self.folders, chosen)
         for override in self.overrides:
             if override.key_or_group not in self.groups:
@@ -168,7 +169,7 @@ class _Request:
     def _lines(self, path: str, loader: ConfigLoader | None) -> list[str]:
         choices: list[str] = []
         if loader is not None:
-            inherited = loader.compute_defaults_list(self.name, [path], RunMode.RUN)
+            inherited = loader.compute_defaults_list(PRIMARY, [path], RunMode.RUN)
             choices = list(inherited.overrides.known_choices)
         return [path, *(command_line.in_hydra(o, choices, self.groups) for o in self.overrides)]
 
@@ -176,7 +177,7 @@ class _Request:
     def _hydra(self) -> Iterator[tuple[str, ConfigLoader]]:
         """Hydra over the folders, errors in our own words."""
         try:
-            with _hydra(self.folders) as (path, loader):
+            with _hydra(self.name, self.folders) as (path, loader):
                 yield path, loader
         except RecursionError:
             raise RecipeError(
@@ -246,21 +247,28 @@ def _leaves(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 _LOCK = threading.RLock()
+PRIMARY = "paddock_recipe"  # a config that Hydra finds before it knows the folders
 
 
 @contextmanager
-def _hydra(folders: Sequence[Path]) -> Iterator[tuple[str, ConfigLoader]]:
-    """Hydra over `folders`, the first before the others: an override for the rest, and a loader."""
-    first, *others = folders
+def _hydra(name: str, folders: Sequence[Path]) -> Iterator[tuple[str, ConfigLoader]]:
+    """Hydra over the folders, the first before the others: the override that names them, a loader.
+
+    Hydra looks for its primary config before it takes up `hydra.searchpath`, so the primary one is
+    made here and inherits from the recipe, wherever that lies.
+    """
     with _LOCK:
         singleton, version = GlobalHydra.instance(), VersionBase.instance()
+        store = ConfigStore.instance()
         kept = singleton.hydra, version.version_base
         singleton.hydra = None
         try:
-            initialize_config_dir(str(first), job_name="paddock", version_base=None)
-            places = ",".join(f'"file://{_quoted(folder)}"' for folder in others)
+            store.store(PRIMARY, {"defaults": [name, "_self_"]})
+            initialize(config_path=None, job_name="paddock", version_base=None)
+            places = ",".join(f'"file://{_quoted(folder)}"' for folder in folders)
             yield f"hydra.searchpath=[{places}]", singleton.config_loader()
         finally:
+            store.repo.pop(f"{PRIMARY}.yaml", None)
             singleton.hydra, version.version_base = kept
 
 
