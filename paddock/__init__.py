@@ -8,10 +8,12 @@
 Names are imported when they are first used (PEP 562), so that `import paddock` costs nothing.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from paddock.graph.errors import PaddockError
     from paddock.llm import LLM, Completion, Usage
     from paddock.runtime.outputs import Increment
@@ -36,6 +38,8 @@ def __getattr__(name: str) -> Any:
         return version("paddock")
     if name not in _WHERE:
         raise AttributeError(f"module 'paddock' has no attribute {name!r}")
+    from importlib import import_module
+
     value = getattr(import_module(_WHERE[name]), name)
     globals()[name] = value
     return value

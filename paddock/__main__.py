@@ -3,19 +3,20 @@
 Exit codes: 0 done, 1 failed, 2 the command line is wrong, 130 interrupted (Ctrl-C), 141 the reader
 of the output went away. Errors are one line on stderr; `--debug` adds the traceback.
 
-Only what every command needs is imported here: `paddock --help` takes as long as Python does.
+Nothing is imported here but what Python has loaded anyway: Ctrl-C is taken from the first moment,
+and `paddock --help` takes no longer than Python does.
 """
 
-import os
-import signal
-import sys
-import traceback
-import warnings
-from importlib import import_module
-from typing import Any, NoReturn
+from __future__ import annotations
 
-from paddock.commands.arguments import CommandParser, UsageError
-from paddock.commands.terminal import survive_any_locale
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+    from paddock.commands.arguments import CommandParser
 
 COMMANDS = {
     "list": "the recipes, one line each",
@@ -34,30 +35,33 @@ FAILED, WRONG_USAGE, INTERRUPTED, READER_GONE = 1, 2, 130, 141
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    warnings.showwarning = _show_warning
-    survive_any_locale()
     try:
-        status = _run(arguments)
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        # A second Ctrl-C, while threads and files are being closed, ends the process at once.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        return INTERRUPTED
-    except BrokenPipeError:
-        _give_up_stdout()
-        return READER_GONE
-    except Exception as error:
-        if "--debug" in arguments:
-            traceback.print_exc()
+        from paddock.commands import interrupt
+
+        interrupt.watch()
         try:
+            status = _run(arguments)
             sys.stdout.flush()
-        except OSError:
-            _give_up_stdout()
-        return _report(error)
-    return status
+            return status
+        except Exception as error:
+            if interrupt.struck():
+                raise KeyboardInterrupt from error
+            return _fail(error, "--debug" in arguments)
+        finally:
+            interrupt.next_one_kills()
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 def _run(arguments: list[str]) -> int:
+    import warnings
+    from importlib import import_module
+
+    from paddock.commands.arguments import CommandParser
+    from paddock.commands.terminal import survive_any_locale
+
+    warnings.showwarning = _show_warning
+    survive_any_locale()
     first = next((i for i, word in enumerate(arguments) if not word.startswith("-")), None)
     parser = _top_parser()
     options = parser.parse(arguments[:first])
@@ -83,12 +87,30 @@ def _run(arguments: list[str]) -> int:
     return status
 
 
+def _fail(error: Exception, debug: bool) -> int:
+    """Say what went wrong; the exit code."""
+    if isinstance(error, BrokenPipeError):
+        _give_up_stdout()
+        return READER_GONE
+    if debug:
+        import traceback
+
+        traceback.print_exception(error)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _give_up_stdout()
+    return _report(error)
+
+
 def _give_up_stdout() -> None:
     """Python flushes stdout once more at exit, which must not fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _top_parser() -> CommandParser:
+    from paddock.commands.arguments import CommandParser
+
     width = max(map(len, COMMANDS))
     lines = "\n".join(f"  {name:{width}}  {what}" for name, what in COMMANDS.items())
     parser = CommandParser(
@@ -113,6 +135,7 @@ def _print_version() -> int:
 
 
 def _unknown_command(name: str) -> NoReturn:
+    from paddock.commands.arguments import UsageError
     from paddock.graph.errors import nearest
 
     raise UsageError(
@@ -122,6 +145,7 @@ def _unknown_command(name: str) -> NoReturn:
 
 def _report(error: Exception) -> int:
     """Say what is wrong in one line; the exit code."""
+    from paddock.commands.arguments import UsageError
     from paddock.graph.errors import PaddockError
 
     if isinstance(error, UsageError):

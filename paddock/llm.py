@@ -8,12 +8,13 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeGuard, cast
 
 from paddock.recipes import pipeline
 from paddock.recipes.any_checkpoint import recipe_for
 from paddock.recipes.compose import compose
 from paddock.recipes.progress import SILENT, Progress
+from paddock.runtime.chat_template import Message
 from paddock.runtime.errors import QueueFull, RequestError
 from paddock.runtime.generate import generate
 from paddock.runtime.handle import RequestHandle
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from paddock.runtime.stats import Stats
     from paddock.runtime.tokenizer import Tokenizer
 
-Message: TypeAlias = Mapping[str, Any]
-"""`{"role": "user", "content": "..."}`."""
 Prompt: TypeAlias = str | Sequence[int] | Sequence[Message]
 """Text, token ids, or the messages of a chat (to which the chat template is applied)."""
 Params: TypeAlias = SamplingParams | Sequence[SamplingParams] | None
@@ -308,9 +307,11 @@ class LLM:
 
     def _token_ids(self, prompt: Prompt) -> str | Sequence[int]:
         """What the loop takes: text and token ids as they are, a chat as token ids."""
-        if isinstance(prompt, str) or not _is_chat(prompt):
-            return prompt  # type: ignore[return-value]
-        return self.tokenizer.encode_chat(prompt)
+        if isinstance(prompt, str):
+            return prompt
+        if _is_chat(prompt):
+            return self.tokenizer.encode_chat(prompt)
+        return cast(Sequence[int], prompt)
 
     async def _asubmit_when_room(self, prompt: Prompt, params: SamplingParams) -> RequestHandle:
         token_ids = self._token_ids(prompt)
@@ -349,7 +350,7 @@ def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     return list(prompts)  # type: ignore[arg-type]
 
 
-def _is_chat(prompt: Sequence[Any]) -> bool:
+def _is_chat(prompt: Sequence[Any]) -> TypeGuard[Sequence[Message]]:
     return len(prompt) > 0 and isinstance(prompt[0], Mapping)
 
 

@@ -34,7 +34,9 @@ from paddock.commands.terminal import (
 )
 
 if TYPE_CHECKING:
+    from paddock.graph import Graph
     from paddock.llm import LLM
+    from paddock.recipes.pipeline import Running
     from paddock.runtime.measure import Measurement, Workload
 
 USAGE = "NAME [key=value ...] [--batch-sizes 1,4,8] [--multirun] [--plot FILE] [--json]"
@@ -116,7 +118,7 @@ def _measure(
     with LLM.of(running) as llm:
         _check_limits(llm, workloads)
         threads = recipe.engine.threads or measure_machine().cores
-        weight_bytes = bytes_read_per_step(running.graph)
+        weight_bytes = bytes_read_per_step(_graph(running))
         cache_bytes = running.session.block_bytes / running.session.block_size
         stages = len(workloads) + 2
         progress.update("measure", 0, stages, "")
@@ -148,6 +150,18 @@ def _measure(
         "bandwidths_bytes_per_s": bandwidths,
         "batches": [_batch(m, weight_bytes, cache_bytes, bandwidth) for m in measured],
     }
+
+
+def _graph(running: Running) -> Graph:
+    """What the engine was built from; made again, which takes milliseconds."""
+    from paddock.graph import DType
+    from paddock.recipes import pipeline
+    from paddock.recipes.tracing import trace_graph
+
+    recipe, built = running.recipe, running.built
+    architecture = pipeline.read_architecture(recipe, built.checkpoint)
+    dtype = DType(built.manifest["key_parts"]["dtype"])
+    return trace_graph(recipe, architecture, dtype).graph
 
 
 def _check_limits(llm: LLM, workloads: list[Workload]) -> None:
@@ -220,6 +234,8 @@ def _print(report: dict[str, Any]) -> None:
     print(f"  memory bandwidth {high / 1e9:.1f} GB/s, measured in this run")
     if low < 0.85 * high:
         remark(f"  it was {low / 1e9:.1f} GB/s at another moment: the machine is busy or throttled")
+    if any((batch["bandwidth_fraction"] or 0) > 1 for batch in report["batches"]):
+        remark("  decoding reads faster than the memory: the processor's caches hold these weights")
     first = report["batches"][0]
     shape = f"{first['prompt_tokens']} prompt and {first['new_tokens']} new tokens each"
     print(f"  {shape}, {first['rounds']} rounds; p50 / p90 / p99\n")

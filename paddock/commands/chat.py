@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paddock.commands import prompts
+from paddock.commands import interrupt, prompts
 from paddock.commands.arguments import (
     CommandParser,
     UsageError,
@@ -66,7 +66,8 @@ def run(options: argparse.Namespace) -> int:
     recipe = compose_choice(choice).recipe
     # The template is tried before anything is built.
     probe = prompts.Prompt([*_system(options.system), _user("?")], "the chat template")
-    with start(recipe, progress_of(options), [(probe, probe.content)]) as llm:
+    llm, _ = start(recipe, progress_of(options), [(probe, probe.content)])
+    with llm:
         return Chat(llm, options.system, settings, quiet=options.quiet).converse()
 
 
@@ -129,6 +130,7 @@ class Chat:
                 if interrupted or not self._terminal:
                     raise
                 interrupted = True
+                interrupt.forget()
                 messages = self._messages()  # the interrupt ended the generator
                 print()
                 remark("stopped; Ctrl-C again or /quit leaves")

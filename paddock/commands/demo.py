@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 USAGE = "[key=value ...]"
 
-PROMPT = "The dpkg command is used to"
-QUESTION = "How do I list the files in a directory?"
+PROMPT, PROMPT_SEED = "A symbolic link is", 4
+QUESTION, QUESTION_SEED = "How do I install a program?", 3
 TOGETHER = (
     "The file /etc/fstab contains",
     "To install a package, run",
-    "A symbolic link is",
+    "The ls command",
     "The kernel is",
     "Each user has",
     "The configuration file is read",
@@ -56,22 +56,25 @@ def run(options: argparse.Namespace) -> int:
     from paddock.llm import LLM
     from paddock.recipes import pipeline
 
-    print("Paddock's demo: a small Llama that comes with the package. It writes about Debian.\n")
+    print(
+        "A small Llama that comes with Paddock writes about Debian, fluently and often wrongly.\n"
+    )
     running = pipeline.start(recipe, progress=progress_of(options))
+    built = running.built
     with LLM.of(running) as llm:
-        for line in describe(running.built):
+        for line in describe(built):
             print(line)
-        opened = sum(running.timings.values())
+        opened = sum(s for stage, s in running.timings.items() if stage not in built.timings)
         print(f"started in {format_seconds(opened)}\n")
-        first = _show(llm, PROMPT)
-        _show(llm, QUESTION, chat=True)
+        first = _show(llm, PROMPT, PROMPT_SEED)
+        _show(llm, QUESTION, QUESTION_SEED, chat=True)
         print(_speeds(llm, first))
     print()
     print(NEXT, end="")
     return 0
 
 
-def _show(llm: LLM, text: str, *, chat: bool = False) -> RequestResult:
+def _show(llm: LLM, text: str, seed: int, *, chat: bool = False) -> RequestResult:
     """Stream one answer behind its prompt."""
     from paddock.runtime.sampling_params import SamplingParams
 
@@ -80,7 +83,10 @@ def _show(llm: LLM, text: str, *, chat: bool = False) -> RequestResult:
     else:
         print(faint(text), end="", flush=True)
     prompt = [{"role": "user", "content": text}] if chat else text
-    with llm.submit(prompt, SamplingParams(max_tokens=80)) as handle:
+    params = SamplingParams(
+        max_tokens=80, temperature=0.7, top_p=0.9, repetition_penalty=1.15, seed=seed
+    )
+    with llm.submit(prompt, params) as handle:
         for increment in handle:
             write_text(increment.text)
         result = handle.result()

@@ -67,12 +67,12 @@ def run(options: argparse.Namespace) -> int:
     recipe = compose_choice(choice).recipe
     contents = [_content(prompt, options) for prompt in asked]
     progress = progress_of(options)
-    with start(recipe, progress, list(zip(asked, contents, strict=True))) as llm:
-        one = len(asked) == 1 and params[0].n == 1
-        if one and not options.json:
-            _stream(llm, contents[0], params[0], options)
+    llm, token_ids = start(recipe, progress, list(zip(asked, contents, strict=True)))
+    with llm:
+        if len(asked) == 1 and params[0].n == 1 and not options.json:
+            _stream(llm, asked[0], token_ids[0], params[0], options)
         else:
-            _batch(llm, asked, contents, params, options, progress)
+            _batch(llm, asked, token_ids, params, options, progress)
     return 0
 
 
@@ -103,10 +103,15 @@ def _content(prompt: prompts.Prompt, options: argparse.Namespace) -> Any:
     return [*system, {"role": "user", "content": prompt.content}]
 
 
-def _stream(llm: LLM, content: Any, params: SamplingParams, options: argparse.Namespace) -> None:
-    if options.echo and isinstance(content, str):
-        write_text(content)
-    with llm.submit(content, params) as handle:
+def _stream(
+    llm: LLM,
+    prompt: prompts.Prompt,
+    token_ids: list[int],
+    params: SamplingParams,
+    options: argparse.Namespace,
+) -> None:
+    write_text(_echo(prompt, options))
+    with llm.submit(token_ids, params) as handle:
         for increment in handle:
             write_text(increment.text)
         result = handle.result()
@@ -121,10 +126,15 @@ def _stream(llm: LLM, content: Any, params: SamplingParams, options: argparse.Na
         remark(said + (f", then {rate:.0f} tokens/s" if rate else ""))
 
 
+def _echo(prompt: prompts.Prompt, options: argparse.Namespace) -> str:
+    echoed = options.echo and not options.chat and isinstance(prompt.content, str)
+    return str(prompt.content) if echoed else ""
+
+
 def _batch(
     llm: LLM,
     asked: Sequence[prompts.Prompt],
-    contents: Sequence[Any],
+    token_ids: Sequence[list[int]],
     params: Sequence[SamplingParams],
     options: argparse.Namespace,
     progress: Progress,
@@ -141,13 +151,12 @@ def _batch(
             for sequence in completion.sequences:
                 of_many = f" ({sequence.index + 1} of {many})" if many > 1 else ""
                 write_text(f"==> {index + 1}/{len(asked)}{of_many} <==\n")
-                content = contents[index]
-                echoed = content if options.echo and isinstance(content, str) else ""
-                write_text(f"{echoed}{sequence.text}".removesuffix("\n") + "\n")
+                text = _echo(asked[index], options) + sequence.text
+                write_text(text.removesuffix("\n") + "\n")
         if watched:
             progress.update("generate", index + 1, len(asked), "prompts")
 
-    llm.generate(contents, params, on_completion=tell)
+    llm.generate(token_ids, params, on_completion=tell)
 
 
 def _record(

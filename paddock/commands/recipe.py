@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from paddock.commands.arguments import RecipeChoice, UsageError
 
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from paddock.recipes.compose import Composed
     from paddock.recipes.progress import Progress
     from paddock.recipes.schema import Recipe
+    from paddock.runtime.tokenizer import Tokenizer
+
+Content: TypeAlias = Any
+"""Text, token ids, or the messages of a chat."""
 
 
 def compose_choice(choice: RecipeChoice) -> Composed:
@@ -54,9 +58,48 @@ def progress_of(options: argparse.Namespace) -> Progress:
     return ProgressBars()
 
 
-def start(recipe: Recipe, progress: Progress, asked: Sequence[tuple[Prompt, Any]]) -> LLM:
-    """Build the engine or find it, and start it; before that, see whether the prompts fit."""
+def start(
+    recipe: Recipe, progress: Progress, asked: Sequence[tuple[Prompt, Content]]
+) -> tuple[LLM, list[list[int]]]:
+    """The started recipe, and the token ids of the prompts (text, token ids or messages).
+
+    Prompts that cannot be run are refused before anything is built, by where they came from.
+    Raises `RequestError`, and what the stages raise.
+    """
     from paddock.llm import LLM
     from paddock.recipes import pipeline
+    from paddock.recipes.derive import context_length
+    from paddock.runtime.errors import RequestError, RequestTooLarge
 
-    return LLM.of(pipeline.start(recipe, progress=progress))
+    checkpoint = pipeline.fetch(recipe, progress=progress)
+    config = pipeline.read_architecture(recipe, checkpoint).config
+    tokenizer = pipeline.read_tokenizer(recipe, checkpoint)
+    context = context_length(recipe, config)
+    vocabulary = int(getattr(config, "vocab_size", tokenizer.vocab_size))
+    encoded: list[list[int]] = []
+    for prompt, content in asked:
+        try:
+            token_ids = _token_ids(tokenizer, content)
+        except RequestError as error:
+            raise RequestError(f"{prompt.origin}: {error}") from error
+        outside = [token for token in token_ids if not 0 <= token < vocabulary]
+        if outside:
+            raise RequestError(
+                f"{prompt.origin}: token id {outside[0]} is outside the vocabulary of "
+                f"{vocabulary} tokens"
+            )
+        if len(token_ids) >= context.tokens:
+            raise RequestTooLarge(
+                f"{prompt.origin}: the prompt has {len(token_ids)} tokens, and with one to make "
+                f"that is more than {context.reason} ({context.tokens}); shorten it"
+            )
+        encoded.append(token_ids)
+    return LLM.of(pipeline.start(recipe, progress=progress, tokenizer=tokenizer)), encoded
+
+
+def _token_ids(tokenizer: Tokenizer, content: Content) -> list[int]:
+    if isinstance(content, str):
+        return tokenizer.encode(content)
+    if content and isinstance(content[0], Mapping):
+        return tokenizer.encode_chat(content)
+    return list(content)

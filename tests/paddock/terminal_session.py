@@ -1,0 +1,83 @@
+"""A process on a terminal of its own, as a person would drive it."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import signal
+import sys
+import termios
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+
+class TerminalSession:
+    """Type with `send`, read with `expect`. What was shown so far is `shown`."""
+
+    def __init__(self, arguments: list[str], environment: Mapping[str, str]) -> None:
+        command = [sys.executable, "-m", "paddock", *arguments]
+        self.pid, self._terminal = pty.fork()
+        if self.pid == 0:
+            os.execve(sys.executable, command, {**environment, "TERM": "dumb"})
+        termios.tcsetwinsize(self._terminal, (50, 400))  # so that long lines are not scrolled
+        self.shown = ""
+        self._read = 0  # how much of it `expect` has passed
+        self._status: int | None = None
+
+    def send(self, text: str) -> None:
+        os.write(self._terminal, text.encode())
+
+    def press_ctrl_c(self) -> None:
+        """The terminal makes it a SIGINT for the foreground process."""
+        self.send("\x03")
+
+    def expect(self, text: str, timeout_s: float = 60.0) -> str:
+        """Wait until `text` is shown after what was expected before; what came until then."""
+        end = time.monotonic() + timeout_s
+        while (found := self.shown.find(text, self._read)) < 0:
+            if not self._more(end):
+                raise AssertionError(f"{text!r} was not shown; shown was:\n{self.shown}")
+        before = self.shown[self._read : found]
+        self._read = found + len(text)
+        return before
+
+    def wait(self, timeout_s: float = 60.0) -> int:
+        """The exit code, when it has ended."""
+        end = time.monotonic() + timeout_s
+        while self._status is None:
+            self._more(min(end, time.monotonic() + 0.05))
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self._status = os.waitstatus_to_exitcode(status)
+            elif time.monotonic() > end:
+                raise AssertionError(f"it did not end; shown was:\n{self.shown}")
+        return self._status
+
+    def _more(self, end: float) -> bool:
+        """Read what is there; false at the end of the process's output, or of the time."""
+        ready, _, _ = select.select([self._terminal], [], [], max(end - time.monotonic(), 0.0))
+        if not ready:
+            return False
+        try:
+            content = os.read(self._terminal, 65536)
+        except OSError:  # Linux says EIO where the other end is closed
+            return False
+        self.shown += content.decode(errors="replace").replace("\r\n", "\n")
+        return bool(content)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._status is None:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        os.close(self._terminal)

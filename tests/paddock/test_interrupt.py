@@ -1,0 +1,119 @@
+"""Ctrl-C anywhere: exit code 130, no traceback, nothing half-written."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.paddock.conftest import Run
+
+
+@contextmanager
+def process(
+    *arguments: str, environment: dict[str, str], **variables: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    started = subprocess.Popen(
+        [sys.executable, "-m", "paddock", *arguments],
+        env=environment | variables,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        yield started
+    finally:
+        if started.poll() is None:
+            started.kill()
+        started.communicate()
+
+
+def interrupted(started: subprocess.Popen[bytes]) -> tuple[str, str]:
+    """Press Ctrl-C; what was written to stdout and stderr since."""
+    started.send_signal(signal.SIGINT)
+    stdout, stderr = started.communicate(timeout=60)
+    assert started.returncode == 130, stderr.decode()
+    assert b"Traceback" not in stderr
+    assert b"Exception" not in stderr
+    return stdout.decode(errors="replace"), stderr.decode()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def leftovers(home: Path) -> list[Path]:
+    """Everything below `home` that is no published folder, no lock and no hash."""
+    return [path for path in home.rglob("*") if ".building" in path.name]
+
+
+@pytest.mark.parametrize("shelf", ["weights", "engines"])
+def test_during_a_build_nothing_is_left_behind(
+    paddock: Run, environment: dict[str, str], tmp_path: Path, shelf: str
+) -> None:
+    home = tmp_path / "home"
+    variables = {"PADDOCK_HOME": str(home)}
+    with process("build", "demo", environment=environment, **variables) as started:
+        wait_until(lambda: any((home / shelf).glob(".building-*")) or started.poll() is not None)
+        interrupted(started)
+    assert leftovers(home) == []
+    assert not list((home / "engines").glob("demo-*"))
+    assert paddock("build", "demo", **variables).stdout.startswith("built: ")
+    assert paddock("build", "demo", **variables).stdout.startswith("found in the cache")
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6])
+def test_at_any_moment(environment: dict[str, str], after_s: float, paddock_home: Path) -> None:
+    # Before it says that it has begun, there is Python's own start, with nobody to take a signal.
+    program = (
+        "import sys; from paddock.__main__ import main; from paddock.commands import interrupt;"
+        "interrupt.watch(); print('begun', flush=True); sys.exit(main())"
+    )
+    started = subprocess.Popen(
+        [sys.executable, "-c", program, "bench", "demo", "--rounds", "1000", "--quiet"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert started.stdout is not None
+    assert started.stdout.readline() == b"begun\n"
+    time.sleep(after_s)
+    assert interrupted(started) == ("", "")
+    assert leftovers(paddock_home) == []
+
+
+def test_while_text_is_generated(environment: dict[str, str]) -> None:
+    arguments = ("generate", "demo", "-p", "The ls command", "--ignore-eos", "--max-tokens", "900")
+    with process(*arguments, "engine=reference", environment=environment) as started:
+        assert started.stdout is not None
+        first = os.read(started.stdout.fileno(), 1)  # the first text is there
+        assert first
+        stdout, stderr = interrupted(started)
+    assert len(stdout) < 3000
+    assert "error" not in stderr
+
+
+def test_while_a_file_of_prompts_is_worked_on(environment: dict[str, str], tmp_path: Path) -> None:
+    file = tmp_path / "p.txt"
+    file.write_text("The ls command\n" * 500)
+    arguments = ("generate", "demo", "--prompts-file", str(file), "--json", "--ignore-eos")
+    with process(*arguments, "--max-tokens", "100", environment=environment) as started:
+        assert started.stdout is not None
+        assert os.read(started.stdout.fileno(), 1)
+        stdout, _ = interrupted(started)
+    assert stdout.count("\n") < 500
+
+
+def test_while_a_prompt_is_typed_or_piped(environment: dict[str, str]) -> None:
+    for command in (("generate", "demo"), ("chat", "demo")):
+        with process(*command, environment=environment) as started:
+            time.sleep(2.0)
+            interrupted(started)
