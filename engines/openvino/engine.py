@@ -7,19 +7,21 @@ engine folder holds the graph, and opening compiles it over the weights where th
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import openvino as ov
-from openvino import op
 
 from paddock.engines.openvino.lowering import lowers
+from paddock.engines.openvino.paged_attention import check_binding
 from paddock.engines.openvino.session import OpenVINOSession
-from paddock.engines.protocol import BuildError, Capabilities, WeightSource
-from paddock.graph import DType, Graph, GraphError
-from paddock.graph.ops import Attention
+from paddock.engines.protocol import BuildError, Capabilities, StepInputs, WeightSource
+from paddock.graph import DType, Graph, GraphError, Tensor
+from paddock.graph.ops import Attention, Dequantize, Input
 from paddock.graph.passes import run_passes
 from paddock.graph.passes.expand import expand
+from paddock.graph.passes.pattern import Match, Rewrite
 from paddock.graph.passes.remove_dead import remove_dead
 from paddock.graph.passes.split_fused_linears import RULES as SPLIT_FUSED_LINEARS
 from paddock.graph.serialize import from_json, to_json
@@ -32,19 +34,39 @@ CAPABILITIES = Capabilities(
 )
 
 
+_STEP = tuple(field.name for field in fields(StepInputs))
+
+
+def _unless_quantized(rewrite: Rewrite) -> Rewrite:
+    def guarded(match: Match) -> Tensor | tuple[Tensor, ...] | None:
+        quantized = isinstance(match["weight"].node.op, Dequantize)
+        return None if quantized else rewrite(match)
+
+    return guarded
+
+
+# Unfused, a projection is a checkpoint tensor that is read where it lies. Quantized weights lie
+# fused in a file of ours, and fewer, larger products are faster.
+UNFUSE = [(pattern, _unless_quantized(rewrite)) for pattern, rewrite in SPLIT_FUSED_LINEARS]
+
+
 def version() -> str:
     return f"openvino {ov.__version__}"
 
 
 def build(graph: Graph, options: Mapping[str, Any]) -> OpenVINOEngine:
     """Rewrite the graph for this engine and check that every op has a lowering."""
-    _check_binding()
+    check_binding()
     try:
         graph = expand(graph, NAME, lowers)
-        # Unfused, each projection is a checkpoint tensor that is read where it lies.
-        graph = run_passes(graph, [("split_fused_linears", SPLIT_FUSED_LINEARS), remove_dead])
+        graph = run_passes(graph, [("split_fused_linears", UNFUSE), remove_dead])
     except GraphError as error:
         raise BuildError(str(error)) from error
+    for node in graph.find(Input):
+        if isinstance(node.op, Input) and node.op.key not in _STEP:
+            raise BuildError(
+                f"{node.where}: the step has no array {node.op.key!r}; it has {', '.join(_STEP)}"
+            )
     capped = next((n for n in graph.find(Attention) if n.op.attributes["soft_cap"]), None)
     if capped is not None:
         raise BuildError(
@@ -74,14 +96,5 @@ class OpenVINOEngine:
 
     def open(self, weights: WeightSource, options: Mapping[str, Any]) -> OpenVINOSession:
         """Compile over the weights. `options`: threads, cache_dtype."""
-        _check_binding()
+        check_binding()
         return OpenVINOSession(self.graph, weights, options)
-
-
-def _check_binding() -> None:
-    """Paged attention is reached through a private name that may change between releases."""
-    if not hasattr(op, "_PagedAttentionExtension"):
-        raise BuildError(
-            f"openvino {ov.__version__} has no op._PagedAttentionExtension; Paddock is made for"
-            " 2026.4: pip install 'openvino==2026.4.*'"
-        )

@@ -1,13 +1,14 @@
 """One function an op: from the graph to OpenVINO, in the forms for which it has fast kernels.
 
-Every float is f32 in OpenVINO's graph; the precision of execution is a setting of the session, and
-the compiler places the conversions. What each form is for is in docs/decisions.
+Every float is f32 in OpenVINO's graph; the precision of arithmetic is a property to compile with
+(`settings.py`), and the compiler places the conversions. Activations keep their two axes,
+[tokens, features]. Why each form is as it is: docs/decisions/0003-openvino-forms.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,10 @@ import openvino as ov
 from openvino import PartialShape, Shape, Type, op
 from openvino import opset16 as opset
 
+from paddock.engines.openvino.paged_attention import Heads, paged_attention
 from paddock.engines.openvino.weights import OV_TYPES, Weights
 from paddock.engines.protocol import BuildError
-from paddock.graph import DType, Graph, Node
+from paddock.graph import DType, Graph, Node, Tensor
 from paddock.graph import ops as F
 from paddock.graph.op import Op
 
@@ -26,11 +28,12 @@ INT32_MAX = 2**31 - 1
 
 @dataclass
 class Lowering:
-    """A graph on its way: parameters by key, weights, and the values made so far."""
+    """A graph on its way: what its nodes share."""
 
-    graph: Graph
     weights: Weights
-    parameters: dict[str, Any]
+    stored: set[Tensor]  # integers and scales, which the dequantize over them reads
+    parameters: dict[str, Any] = field(default_factory=dict)
+    tables: dict[Tensor, Any] = field(default_factory=dict)
 
     def parameter(self, key: str, kind: Type, shape: list[int]) -> Any:
         if key not in self.parameters:
@@ -40,23 +43,30 @@ class Lowering:
             self.parameters[key] = node
         return self.parameters[key]
 
+    def table(self, tensor: Tensor, value: Any) -> Any:
+        """[tokens, size] -> [tokens, 1, 1, size], one node however many layers read it."""
+        if tensor not in self.tables:
+            self.tables[tensor] = opset.unsqueeze(value, _i64(1, 2))
+        return self.tables[tensor]
+
 
 def lower(graph: Graph, weights: Weights) -> ov.Model:
     """The whole graph. Raises `BuildError` under the module path of what cannot be lowered."""
-    state = Lowering(graph, weights, {})
-    values: dict[int, Any] = {}
+    stored = {t for n in graph.find(F.Dequantize) for t in n.inputs}
+    state = Lowering(weights, stored)
+    values: dict[Tensor, Any] = {}
     for node in graph.nodes:
-        inputs = [values.get(id(t)) for t in node.inputs]
+        inputs = [values[t] for t in node.inputs]
         try:
             made = _lower_node(state, node, inputs)
         except (RuntimeError, TypeError) as error:  # what OpenVINO raises
             raise BuildError(f"{node.where}: {node.op.name}: {error}") from error
         outputs = made if isinstance(made, list | tuple) else [made]
         for tensor, value in zip(node.outputs, outputs, strict=True):
-            values[id(tensor)] = value
+            values[tensor] = value
     results = []
     for i, tensor in enumerate(graph.outputs):
-        result = op.Result(_output(values[id(tensor)]))
+        result = op.Result(_output(values[tensor]))
         result.output(0).get_tensor().set_names({f"output_{i}"})
         results.append(result)
     return ov.Model(results, list(state.parameters.values()), "paddock")
@@ -71,7 +81,13 @@ def _lower_node(state: Lowering, node: Node, inputs: list[Any]) -> Any:
     own = TABLE.get(type(node.op))
     if own is not None:
         return own(state, node, inputs)
-    return node.op.lowerings["openvino"](node.op, *inputs)
+    given = node.op.lowerings.get("openvino")
+    if given is None:
+        raise BuildError(
+            f"{node.where}: the engine openvino has no lowering of the op {node.op.name}; build the"
+            " engine again"
+        )
+    return given(node.op, *inputs)
 
 
 def _input(state: Lowering, node: Node, inputs: list[Any]) -> Any:
@@ -91,9 +107,7 @@ def _cache(state: Lowering, node: Node, inputs: list[Any]) -> Any:
 def _weight(state: Lowering, node: Node, inputs: list[Any]) -> Any:
     weight = node.op
     assert isinstance(weight, F.Weight)
-    if not weight.dtype.is_float:
-        return None  # read by the dequantize that stands over it
-    return state.weights.widened(weight)
+    return None if node.outputs[0] in state.stored else state.weights.widened(weight)
 
 
 def _dequantize(state: Lowering, node: Node, inputs: list[Any]) -> Any:
@@ -174,7 +188,7 @@ def _reshape(state: Lowering, node: Node, inputs: list[Any]) -> Any:
 
 
 def _rotary_angles(state: Lowering, node: Node, inputs: list[Any]) -> Any:
-    # Both tables [tokens, 1, 1, 2 x frequencies]: the rank that the rotary form below needs.
+    # Under bf16 arithmetic, too, the compiler computes what a fused rotary reads in f32.
     angles = node.op
     assert isinstance(angles, F.RotaryAngles)
     frequencies = np.asarray([angles.frequencies * 2], np.float32)
@@ -183,100 +197,63 @@ def _rotary_angles(state: Lowering, node: Node, inputs: list[Any]) -> Any:
     tables = [opset.cos(product), opset.sin(product)]
     if angles.factor != 1.0:
         tables = [opset.multiply(table, _f32(angles.factor)) for table in tables]
-    return [opset.unsqueeze(table, _i64(1, 2)) for table in tables]
+    return tables
 
 
 def _rotary(state: Lowering, node: Node, inputs: list[Any]) -> Any:
     # Slices that end at INT32_MAX, rank 4 and [-second, first] are what becomes one RoPE node.
-    rotary, (x, cos, sin) = node.op, inputs
+    rotary = node.op
     assert isinstance(rotary, F.Rotary)
     heads, size = node.inputs[0].type.size(1), node.inputs[0].type.size(2)
     rotated = node.inputs[1].type.size(1)
-    x = opset.reshape(x, _i64(0, heads, 1, size), True)
+    half = rotated // 2
+    cos, sin = (state.table(node.inputs[i], inputs[i]) for i in (1, 2))
+    x = opset.reshape(inputs[0], _i64(0, heads, 1, size), True)
     head = x if rotated == size else opset.slice(x, _i64(0), _i64(rotated), _i64(1), _i64(3))
     if rotary.interleaved:
-        turned = _interleaved(head, cos, sin, heads, rotated)
-    else:
-        half = rotated // 2
-        first = opset.slice(head, _i64(0), _i64(half), _i64(1), _i64(3))
-        second = opset.slice(head, _i64(half), _i64(INT32_MAX), _i64(1), _i64(3))
-        swapped = opset.concat([opset.multiply(second, _f32(-1.0)), first], -1)
-        turned = opset.add(opset.multiply(head, cos), opset.multiply(swapped, sin))
+        head = _transposed(head, heads, half, 2)  # neighbours -> halves
+    first = opset.slice(head, _i64(0), _i64(half), _i64(1), _i64(3))
+    second = opset.slice(head, _i64(half), _i64(INT32_MAX), _i64(1), _i64(3))
+    swapped = opset.concat([opset.multiply(second, _f32(-1.0)), first], -1)
+    turned = opset.add(opset.multiply(head, cos), opset.multiply(swapped, sin))
+    if rotary.interleaved:
+        turned = _transposed(turned, heads, 2, half)
     if rotated != size:
         rest = opset.slice(x, _i64(rotated), _i64(INT32_MAX), _i64(1), _i64(3))
         turned = opset.concat([turned, rest], -1)
     return opset.reshape(turned, _i64(0, heads, size), True)
 
 
-def _interleaved(head: Any, cos: Any, sin: Any, heads: int, rotated: int) -> Any:
-    """Pairs of neighbours: (a, b) -> (a c - b s, b c + a s)."""
-    half = rotated // 2
-    pairs = opset.reshape(head, _i64(0, heads, half, 2), True)
-    even, odd = opset.split(pairs, _scalar(3), 2).outputs()
-    # cos and sin: [tokens, 1, 1, half] -> [tokens, 1, half, 1]
-    c, s = (
-        opset.reshape(
-            opset.slice(table, _i64(0), _i64(half), _i64(1), _i64(3)), _i64(0, 1, half, 1), True
-        )
-        for table in (cos, sin)
-    )
-    turned = opset.concat(
-        [
-            opset.subtract(opset.multiply(even, c), opset.multiply(odd, s)),
-            opset.add(opset.multiply(odd, c), opset.multiply(even, s)),
-        ],
-        3,
-    )
-    return opset.reshape(turned, _i64(0, heads, 1, rotated), True)
+def _transposed(x: Any, heads: int, rows: int, columns: int) -> Any:
+    """[tokens, heads, 1, rows x columns] -> the same with columns x rows."""
+    matrix = opset.reshape(x, _i64(0, heads, rows, columns), True)
+    turned = opset.transpose(matrix, _i64(0, 1, 3, 2))
+    return opset.reshape(turned, _i64(0, heads, 1, rows * columns), True)
 
 
 def _attention(state: Lowering, node: Node, inputs: list[Any]) -> Any:
     attention = node.op
     assert isinstance(attention, F.Attention)
-    if attention.soft_cap is not None:
-        raise BuildError(
-            f"{node.where}: OpenVINO's paged attention has no soft cap on scores; use"
-            " engine=reference for this model"
-        )
     q, k, v, key_cache, value_cache, starts, past, table, block_starts = inputs
     heads, size = node.inputs[0].type.size(1), node.inputs[0].type.size(2)
     kv_heads, value_size = node.inputs[2].type.size(1), node.inputs[2].type.size(2)
-    longest = state.parameter(MAX_CONTEXT, Type.i32, [])
-    operands = [
-        opset.reshape(q, _i64(0, heads * size), True),
-        opset.reshape(k, _i64(0, kv_heads * size), True),
-        opset.reshape(v, _i64(0, kv_heads * value_size), True),
-        key_cache,
-        value_cache,
-        past,
-        starts,
-        table,
-        block_starts,
-        _f32(attention.scale),
-        _i32(attention.window or 0),
-        _empty(Type.f32),  # ALiBi slopes
-        longest,
-        _empty(Type.i32),  # score aggregation window
-        _empty(Type.i32),  # rotated block indices
-        _empty(Type.i32),  # rotation deltas
-        _empty(Type.f32),  # rotation trigonometry
-        _empty(Type.f32),  # sparse attention: threshold
-        _i32(0),  # sparse attention: block size
-        _i32(0),  # sparse attention: stride
-        _empty(Type.f32, 0, 0, 0, 0),  # sinks
-        _i32(0),  # adaptive eviction: start size
-        _empty(Type.i32),  # adaptive eviction: evictable sizes
-        _empty(Type.i32),  # adaptive eviction: diversity block set indices
-        _empty(Type.i32),  # adaptive eviction: their starts
-        _empty(Type.i32),  # token types
-        _empty(Type.u8),  # query-to-query bias
-        _empty(Type.i32),  # its starts
-    ]
-    paged = op._PagedAttentionExtension([_output(x) for x in operands])
-    info = paged.get_rt_info()
-    info["num_k_heads"] = info["num_v_heads"] = kv_heads
-    info["k_head_size"], info["v_head_size"] = size, value_size
-    return opset.reshape(paged.output(0), _i64(0, heads, value_size), True)
+    attended = paged_attention(
+        (
+            opset.reshape(q, _i64(0, heads * size), True),
+            opset.reshape(k, _i64(0, kv_heads * size), True),
+            opset.reshape(v, _i64(0, kv_heads * value_size), True),
+        ),
+        (key_cache, value_cache),
+        past_lengths=past,
+        sequence_starts=starts,
+        block_table=table,
+        block_starts=block_starts,
+        longest=state.parameter(MAX_CONTEXT, Type.i32, []),
+        scale=attention.scale,
+        window=attention.window,
+        heads=Heads(kv_heads, size, value_size),
+    )
+    return opset.reshape(attended, _i64(0, heads, value_size), True)
 
 
 def _binary(make: Callable[..., Any]) -> Callable[[Lowering, Node, list[Any]], Any]:
@@ -308,9 +285,7 @@ TABLE: dict[type[Op], Callable[[Lowering, Node, list[Any]], Any]] = {
 }
 
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
-    # Swish of two inputs: with one, three products of the MLP become a kernel that keeps f16
-    # copies of bf16 weights.
-    "silu": lambda x: opset.swish(x, _f32(1.0)),
+    "silu": opset.swish,
     "gelu": lambda x: opset.gelu(x, "erf"),
     "gelu_tanh": lambda x: opset.gelu(x, "tanh"),
     "relu": opset.relu,
@@ -331,14 +306,5 @@ def _scalar(value: int) -> Any:
     return op.Constant(Type.i64, Shape([]), [value])
 
 
-def _i32(value: int) -> Any:
-    return op.Constant(Type.i32, Shape([]), [value])
-
-
 def _f32(value: float) -> Any:
     return op.Constant(Type.f32, Shape([]), [value])
-
-
-def _empty(kind: Type, *shape: int) -> Any:
-    array = {Type.i32: np.int32, Type.f32: np.float32, Type.u8: np.uint8}[kind]
-    return op.Constant(kind, Shape(list(shape or (0,))), np.array([], dtype=array))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from math import prod
 from typing import Any
@@ -11,12 +12,24 @@ import openvino as ov
 from openvino import Shape
 
 from paddock.engines.openvino.lowering import MAX_CONTEXT, lower
+from paddock.engines.openvino.settings import settings
 from paddock.engines.openvino.weights import Weights
 from paddock.engines.protocol import BuildError, StepInputs, WeightSource
-from paddock.graph import Array, DType, Graph
-from paddock.graph.ops import CacheBlocks, Dequantize, Input
+from paddock.graph import Array, Graph
+from paddock.graph.ops import CacheBlocks, Input
 
 BLOCK_SIZE = 32  # fixed by the CPU plugin's paged attention
+
+# A step of one token in the first block.
+_ONE_TOKEN = StepInputs(
+    token_ids=np.zeros(1, np.int64),
+    positions=np.zeros(1, np.int64),
+    sequence_starts=np.array([0, 1], np.int32),
+    past_lengths=np.zeros(1, np.int32),
+    block_table=np.zeros(1, np.int32),
+    block_starts=np.array([0, 1], np.int32),
+    logit_rows=np.zeros(1, np.int64),
+)
 
 
 class OpenVINOSession:
@@ -26,26 +39,34 @@ class OpenVINOSession:
 
     def __init__(self, graph: Graph, weights: WeightSource, options: Mapping[str, Any]) -> None:
         self.vocab_size = graph.outputs[0].type.size(-1)
+        self._settings = settings(graph, options)
         self._weights = Weights(weights)
-        model = lower(graph, self._weights)
-        settings = _settings(graph, options)
-        try:
-            self._compiled = ov.Core().compile_model(model, "CPU", settings)
-        except RuntimeError as error:
-            raise BuildError(f"OpenVINO cannot compile the graph: {error}") from error
-        self._request = self._compiled.create_infer_request()
-        self._inputs = [n.op.key for n in graph.find(Input) if isinstance(n.op, Input)]
-        self._cache_ports = [
-            self._compiled.input(n.op.key)
-            for n in graph.find(CacheBlocks)
-            if isinstance(n.op, CacheBlocks)
-        ]
-        self.block_bytes = sum(
-            prod(_block_shape(port)) * port.get_element_type().size for port in self._cache_ports
-        )
+        self._inputs = [op.key for n in graph.find(Input) if isinstance(op := n.op, Input)]
+        self._fed: dict[str, Array] = {}
         self._caches: list[Any] = []
+        model = lower(graph, self._weights)
+        # Weights are repacked by the compiler and by the first inference: after both, what opening
+        # costs is paid, and the pages of the files have been given back.
+        with self._weights.pages.releasing():
+            try:
+                self._compiled = ov.Core().compile_model(model, "CPU", self._settings)
+            except RuntimeError as error:
+                raise BuildError(f"OpenVINO cannot compile the graph: {error}") from error
+            self._request = self._compiled.create_infer_request()
+            self._cache_ports = [
+                self._compiled.input(op.key)
+                for n in graph.find(CacheBlocks)
+                if isinstance(op := n.op, CacheBlocks)
+            ]
+            self.block_bytes = sum(
+                prod(_block_shape(p)) * p.get_element_type().bitwidth // 8
+                for p in self._cache_ports
+            )
+            self.allocate_cache(1)
+            self.run(_ONE_TOKEN)
 
     def allocate_cache(self, blocks: int) -> None:
+        # Memory that nobody writes is not taken from the system before a block is used.
         self._caches = []
         for port in self._cache_ports:
             tensor = ov.Tensor(port.get_element_type(), Shape([blocks, *_block_shape(port)]))
@@ -53,37 +74,53 @@ class OpenVINOSession:
             self._caches.append(tensor)
 
     def run(self, step: StepInputs) -> Array:
-        longest = int((step.past_lengths + np.diff(step.sequence_starts)).max())
         for key in self._inputs:
-            self._request.set_tensor(key, ov.Tensor(getattr(step, key), shared_memory=True))
-        self._request.set_tensor(MAX_CONTEXT, ov.Tensor(np.array(longest, np.int32)))
+            self._feed(key, getattr(step, key))
+        longest = (step.past_lengths + np.diff(step.sequence_starts)).max()
+        self._feed(MAX_CONTEXT, np.asarray(longest, np.int32))
         self._request.infer()
         logits: Array = self._request.get_output_tensor(0).data
         return logits
 
     def close(self) -> None:
         del self._request, self._compiled, self._caches, self._cache_ports
+        self._fed.clear()
         self._weights.kept.clear()
 
+    def runtime_report(self) -> dict[str, Any]:
+        """What was chosen, for benchmarks and bug reports.
 
-def _settings(graph: Graph, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Properties of the CPU plugin. bf16 is computed in bf16; f32 and integers in f32."""
-    quantized = next(graph.find(Dequantize), None) is not None
-    precision = "bf16" if graph.dtype is DType.BF16 and not quantized else "f32"
-    cache = options.get("cache_dtype") or "auto"
-    if cache == "auto":
-        cache = "u8" if quantized else precision
-    settings: dict[str, Any] = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": precision,
-        "KV_CACHE_PRECISION": cache,
-    }
-    if cache == "u8":
-        # By channel, a block's scales change as it grows, and the text with how it was chunked.
-        settings["KEY_CACHE_QUANT_MODE"] = "BY_TOKEN"
-    if options.get("threads"):
-        settings["INFERENCE_NUM_THREADS"] = int(options["threads"])
-    return settings
+        `kernels` counts nodes by "layer type, kernel, precision of its weights or arithmetic";
+        `cache` is the element type and the shape of a block of the first layer's caches.
+        """
+        kernels: Counter[str] = Counter()
+        for node in self._compiled.get_runtime_model().get_ordered_ops():
+            info = node.get_rt_info()
+            layer, kernel, precision = (
+                info[key].astype(str) if key in info else ""
+                for key in ("layerType", "primitiveType", "runtimePrecision")
+            )
+            if layer not in ("Const", "Input", "Output"):
+                kernels[f"{layer} {kernel} {precision}"] += 1
+        return {
+            "engine": f"openvino {ov.__version__}",
+            "settings": dict(self._settings),
+            "threads": int(self._compiled.get_property("INFERENCE_NUM_THREADS")),
+            "cache": [
+                f"{p.get_element_type().to_string()}{_block_shape(p)}"
+                for p in self._cache_ports[:2]
+            ],
+            "kernels": dict(kernels.most_common()),
+        }
+
+    def _feed(self, key: str, values: Array) -> None:
+        """Into the tensor of the last step where the shape is the same, which is cheaper."""
+        held = self._fed.get(key)
+        if held is None or held.shape != values.shape or held.dtype != values.dtype:
+            self._fed[key] = held = np.array(values, order="C")
+            self._request.set_tensor(key, ov.Tensor(held, shared_memory=True))
+        else:
+            held[...] = values
 
 
 def _block_shape(port: Any) -> list[int]:

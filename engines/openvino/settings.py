@@ -1,0 +1,61 @@
+"""The CPU plugin's properties for a graph: precision of arithmetic, of the cache, threads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import gcd
+from typing import Any
+
+from paddock.engines.protocol import BuildError
+from paddock.graph import DType, Graph
+from paddock.graph.ops import Dequantize
+
+# By the precision of arithmetic: what the plugin's paged attention takes; what it was found to
+# compute wrongly or to refuse is left out.
+CACHE_DTYPES = {"f32": ("f32", "f16", "u8"), "bf16": ("bf16", "u8")}
+
+LARGEST_GROUP = 128
+"""Inputs that share a scale, at most, when activations are rounded to 8 bits."""
+
+
+def settings(graph: Graph, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Properties to compile with. `options`: `cache_dtype` ("auto" or a type), `threads`."""
+    group = _activation_group(graph)
+    precision = "bf16" if graph.dtype is DType.BF16 and not group else "f32"
+    cache = options.get("cache_dtype") or "auto"
+    if cache == "auto":
+        cache = "f16" if group else precision
+    if cache not in CACHE_DTYPES[precision]:
+        raise BuildError(
+            f"engine.cache_dtype={cache}: beside arithmetic in {precision} OpenVINO's paged"
+            f" attention keeps {', '.join(CACHE_DTYPES[precision])}"
+        )
+    properties: dict[str, Any] = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": precision,
+        "KV_CACHE_PRECISION": cache,
+        # Two processes would otherwise share the first cores and leave the others idle.
+        "ENABLE_CPU_PINNING": False,
+    }
+    if cache == "u8":
+        # By channel, a block's scales change as it grows, and the text with how it was chunked.
+        properties["KEY_CACHE_QUANT_MODE"] = "BY_TOKEN"
+    if group:
+        properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = group
+    if options.get("threads"):
+        properties["INFERENCE_NUM_THREADS"] = int(options["threads"])
+    return properties
+
+
+def _activation_group(graph: Graph) -> int:
+    """Activations meet quantized weights in 8 bits, for which there are integer kernels: how many
+    share a scale. 0 where no weights are quantized.
+
+    As many as weights do is fastest; where they are more, or no divisor of the inputs, kernels
+    fall back to others which take twice the time.
+    """
+    widths = []
+    for node in graph.find(Dequantize):
+        columns, groups = node.inputs[0].type.size(1), node.inputs[1].type.size(1)
+        widths.append(columns // groups)
+    return gcd(LARGEST_GROUP, *widths) if widths else 0
