@@ -152,14 +152,15 @@ def prove(
     ignored = tuple(
         tensor
         for tensor in tensors
-        if tensor not in claims.taken
+        if tensor not in mismatches.touched
         and (
             tensor in replaced
             or any(isinstance(rule, Ignore) and has_words(tensor, rule.words) for rule in rules)
         )
     )
     claims.check(mismatches)
-    mismatches.unused = [t for t in tensors if t not in claims.taken and t not in ignored]
+    known = mismatches.touched.union(ignored)
+    mismatches.unused = [tensor for tensor in tensors if tensor not in known]
     mismatches.raise_any(tensors, slots)
     if live is not None:
         _check_live(live, slots, mesh)
@@ -194,27 +195,30 @@ def _sources(
                 )
         except MissingTensor as missing:
             mismatches.missing.append((label, missing.tensor, tied_to(name, rules)))
-            return None
+            continue
         except MisshapenTensor as misshapen:
             mismatches.shapes.append(f"{label}: {misshapen.tensor!r}: {misshapen}")
-            return None
+            mismatches.touched.add(misshapen.tensor)
+            continue
+        taken = [tensor for tensor, _ in source.boxes()]
+        mismatches.touched.update(tensor.name for tensor in taken)
         expected = _part_shape(slot, part)
-        names = ", ".join(dict.fromkeys(t.name for t, _ in source.boxes()))
         if source.shape != expected:
+            names = ", ".join(dict.fromkeys(tensor.name for tensor in taken))
             mismatches.shapes.append(
                 f"{label}: expected {list(expected)}, the checkpoint's {_short(names)} gives"
                 f" {list(source.shape)}"
             )
-            return None
-        for tensor, _ in source.boxes():
-            if not _convertible(tensor, slot.dtype):
-                mismatches.dtypes.append(
-                    f"{label}: expected {_expected_dtypes(slot.dtype)}, the checkpoint's"
-                    f" {tensor.name!r} is {tensor.dtype}"
-                )
-                return None
+            continue
+        odd = next((t for t in taken if not _convertible(t, slot.dtype)), None)
+        if odd is not None:
+            mismatches.dtypes.append(
+                f"{label}: expected {_expected_dtypes(slot.dtype)}, the checkpoint's {odd.name!r}"
+                f" is {odd.dtype}"
+            )
+            continue
         found[part] = source
-    return found
+    return found if len(found) == len(slot.parts) else None
 
 
 def _check_ranks(

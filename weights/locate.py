@@ -153,7 +153,7 @@ def _words(name: str, slot: Parameter, part: str, rule: Fuse | Stack) -> str:
 def _check_parts(name: str, slot: Parameter, rule: Layout, parts: Iterable[str]) -> None:
     """A slot of one part may be named anything in a rule of one part."""
     parts = tuple(parts)
-    if set(parts) != set(slot.parts) and not (len(parts) == len(slot.parts) == 1):
+    if sorted(parts) != sorted(slot.parts) and not (len(parts) == len(slot.parts) == 1):
         raise WeightError(
             f"{name}: has the parts {', '.join(slot.parts)}, the weight map's {rule} names"
             f" {', '.join(parts)}"

@@ -24,26 +24,27 @@ class Mismatches:
     claims: list[str] = field(default_factory=list)
     ranks: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)  # tensor names
+    touched: set[str] = field(default_factory=set)  # tensors told of above
 
     def raise_any(self, tensors: Mapping[str, TensorInfo], slots: Mapping[str, Parameter]) -> None:
         """One `WeightError` where anything mismatches: the first in full, the others counted."""
         self._refuse_quantized()
         kinds = {
-            "missing tensors": len(self.missing),
-            "wrong shapes": len(self.shapes),
-            "wrong element types": len(self.dtypes),
-            "tensors not taken exactly once": len(self.claims),
-            "slots that do not divide over the ranks": len(self.ranks),
-            "tensors that no slot takes": len(self.unused),
+            "missing tensor": len(self.missing),
+            "wrong shape": len(self.shapes),
+            "wrong element type": len(self.dtypes),
+            "tensor not taken exactly once": len(self.claims),
+            "slot that does not divide over the ranks": len(self.ranks),
+            "tensor that no slot takes": len(self.unused),
         }
         counts = {kind: count for kind, count in kinds.items() if count}
         if not counts:
             return
         message = self._first(tensors, slots)
         kind, count = next(iter(counts.items()))
-        others = [f"{count - 1} more {kind}"] if count > 1 else []
-        others += [f"{n} {other}" for other, n in list(counts.items())[1:]]
-        raise WeightError(message + (f" (and {', '.join(others)})" if others else ""))
+        others = [f"{kind}: {count - 1} more"] if count > 1 else []
+        others += [f"{other}: {n}" for other, n in list(counts.items())[1:]]
+        raise WeightError(message + (f" ({'; '.join(others)})" if others else ""))
 
     def _first(self, tensors: Mapping[str, TensorInfo], slots: Mapping[str, Parameter]) -> str:
         """The worst mismatch: later kinds often follow from earlier ones."""

@@ -29,7 +29,7 @@ from paddock.weights.source import cast
 from paddock.weights.workers import Progress, Work, available_cpus, run
 
 ALIGNMENT = 64  # bytes: a cache line, and what vector instructions like best
-CHUNK = 1 << 20  # elements converted at a time by each thread: the working set stays in the caches
+CHUNK = 1 << 17  # elements that a thread converts at a time: they stay in its cache
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def write(
 
     `dtype` is that of unquantized weights. A slot that equals checkpoint tensors byte for byte is
     referenced, any other is written. Both files appear whole or not at all. `int4_steps` are the
-    scales that int4 groups choose from (see `quantize`); a single 7.0 is plain rounding.
+    steps that int4 groups choose from (see `quantize`); fewer are faster and a little worse.
     `progress` gets the bytes of the checkpoint that are done.
 
     The manifest's `content` is a hash of all weights, `nonfinite` names slots with NaN or

@@ -13,6 +13,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from paddock.graph import Array
 from paddock.weights import SafetensorsFile, WeightError
 from paddock.weights.safetensors_file import MAX_HEADER
 
@@ -39,7 +40,7 @@ GOOD: Header = {
 
 def test_reads_what_the_library_writes(tmp_path: Path) -> None:
     random_ = np.random.default_rng(0)
-    arrays = {
+    arrays: dict[str, Array] = {
         "f64": random_.standard_normal((3, 5)),
         "f32": random_.standard_normal((2, 3, 4)).astype(np.float32),
         "f16": random_.standard_normal(7).astype(np.float16),
