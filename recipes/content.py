@@ -34,16 +34,12 @@ class ContentHashes:
         known = self._read()
         stamps = [_stamp(file) for file in files]
         total = float(
-            sum(
-                s[0]
-                for f, s in zip(files, stamps, strict=True)
-                if known.get(str(f), {}).get("stamp") != s
-            )
+            sum(s[0] for f, s in zip(files, stamps, strict=True) if _stamped(known, f) != s)
         )
         done = 0.0
         fresh: dict[str, Any] = {}
         for file, stamp in zip(files, stamps, strict=True):
-            if known.get(str(file), {}).get("stamp") == stamp:
+            if _stamped(known, file) == stamp:
                 continue
             digest = hashlib.sha256()
             with file.open("rb") as stream:
@@ -72,6 +68,12 @@ class ContentHashes:
                 temporary = self._memo.with_suffix(f".{os.getpid()}")
                 temporary.write_text(json.dumps(kept | fresh, indent=0), "utf-8")
                 os.replace(temporary, self._memo)
+
+
+def _stamped(known: dict[str, Any], file: Path) -> object:
+    """The size and times under which a file is remembered."""
+    entry = known.get(str(file))
+    return entry.get("stamp") if isinstance(entry, dict) and "sha256" in entry else None
 
 
 def _stamp(file: Path) -> list[int]:

@@ -256,12 +256,19 @@ def _disk(root: Path) -> Iterator[None]:
     """What the disk refuses, as a `BuildError` that says what to do."""
     try:
         root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BuildError(
+            f"{root}: cannot be made: {error.strerror or error}; set PADDOCK_HOME to a folder that"
+            " you may write"
+        ) from error
+    try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise BuildError(
-                f"the disk of {root} is full; nothing was kept of this build. Free some space"
-                " (`paddock cache prune`), or set PADDOCK_HOME to a folder elsewhere"
+                f"the disk of {root} is full ({error.strerror}); nothing was kept of this build."
+                " Free some space (`paddock cache prune`), or set PADDOCK_HOME to a folder"
+                " elsewhere"
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise BuildError(

@@ -261,7 +261,12 @@ def test_interpolation_refers_to_keys_and_the_environment(
 )
 def test_resolvers_that_run_code_are_refused(mine: Path, value: str) -> None:
     ran = []
-    OmegaConf.register_new_resolver("run", lambda *a: ran.append(a) or "x", replace=True)
+
+    def run(*given: str) -> str:
+        ran.append(given)
+        return "x"
+
+    OmegaConf.register_new_resolver("run", run, replace=True)
     try:
         (mine / "mine.yaml").write_text(f"defaults: [demo, _self_]\nsummary: '{value}'\n")
         assert "would run code" in problem("mine", config_dirs=(mine,))
