@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,8 +16,7 @@ from paddock.runtime.rank_queue import Rank, RankQueue
 from paddock.runtime.request import Request, Sequence, State
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(NamedTuple):
     """A sequence's part of a step: its tokens `past : past + count`."""
 
     sequence: Sequence
