@@ -17,11 +17,11 @@ from paddock.runtime.request import Request, Sequence, State
 
 
 class Chunk(NamedTuple):
-    """A sequence's part of a step: its tokens `past : past + count`."""
+    """A sequence's part of a step: as many of its tokens from `past` on."""
 
     sequence: Sequence
     past: int
-    count: int
+    tokens: int
     samples: bool
     """The last of these tokens is the sequence's last: a next one is sampled after it."""
     first_prompt_row: int
@@ -117,7 +117,7 @@ class Scheduler:
             self._admit(chunks, room, before=sequence.rank)
             self._prefill(chunks, room, sequence)
         self._admit(chunks, room, before=None)
-        return Decision(chunks, sum(chunk.count for chunk in chunks))
+        return Decision(chunks, sum(chunk.tokens for chunk in chunks))
 
     def commit(self, decision: Decision) -> None:
         """The step has run: its tokens are in the cache, and full blocks can be found."""
@@ -126,7 +126,7 @@ class Scheduler:
             sequence = chunk.sequence
             if sequence.state is not State.RUNNING:
                 continue
-            sequence.computed = computed = chunk.past + chunk.count
+            sequence.computed = computed = chunk.past + chunk.tokens
             while (sequence.registered + 1) * size <= computed:
                 self._register_next_block(sequence)
 

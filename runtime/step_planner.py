@@ -56,7 +56,7 @@ class StepPlanner:
         sequences, tokens = len(chunks), decision.tokens
 
         starts = buffers.sequence_starts[: sequences + 1]
-        np.cumsum([chunk.count for chunk in chunks], out=starts[1:])
+        np.cumsum([chunk.tokens for chunk in chunks], out=starts[1:])
         past = buffers.past_lengths[:sequences]
         past[:] = [chunk.past for chunk in chunks]
 
@@ -67,7 +67,7 @@ class StepPlanner:
         positions[:singles] = past[:singles]
         begin = singles
         for chunk in chunks[singles:]:
-            end, last = begin + chunk.count, chunk.past + chunk.count
+            end, last = begin + chunk.tokens, chunk.past + chunk.tokens
             token_ids[begin:end] = chunk.sequence.token_ids[chunk.past : last]
             positions[begin:end] = self._ramp[chunk.past : last]
             begin = end
@@ -76,7 +76,7 @@ class StepPlanner:
         size = self._block_size
         blocks = 0
         for index, chunk in enumerate(chunks):
-            count = -(-(chunk.past + chunk.count) // size)
+            count = -(-(chunk.past + chunk.tokens) // size)
             row = self._block_rows[chunk.sequence.slot]
             buffers.block_table[blocks : blocks + count] = row[:count]
             blocks += count
@@ -117,7 +117,7 @@ class StepPlanner:
                 next_ids = chunk.sequence.token_ids[after : after + chunk.prompt_rows]
                 prompts.append(PromptRows(chunk.sequence, count, stop, next_ids))
                 count = stop
-            begin += chunk.count
+            begin += chunk.tokens
             if chunk.samples:
                 rows[count] = begin - 1
                 sampled.append(chunk.sequence)
@@ -143,6 +143,6 @@ class _Buffers:
 
 def _leading_singles(chunks: list[Chunk]) -> int:
     for index, chunk in enumerate(chunks):
-        if chunk.count != 1:
+        if chunk.tokens != 1:
             return index
     return len(chunks)

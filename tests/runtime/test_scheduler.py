@@ -17,7 +17,7 @@ def shares(decision: Decision) -> dict[int, list[int]]:
     """Tokens of each request in a step, in order."""
     counts: dict[int, list[int]] = {}
     for chunk in decision.chunks:
-        counts.setdefault(chunk.sequence.request.number, []).append(chunk.count)
+        counts.setdefault(chunk.sequence.request.number, []).append(chunk.tokens)
     return counts
 
 
