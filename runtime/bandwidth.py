@@ -53,6 +53,7 @@ def measure_apart(threads: int) -> float:
         check=True,
         stdout=subprocess.PIPE,
         text=True,
+        start_new_session=True,  # Ctrl-C is for the one that waits, which then ends this one
     )
     return float(done.stdout)
 
