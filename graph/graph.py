@@ -61,6 +61,13 @@ class Graph:
             tensor = self.insert(op, ())
         return tensor
 
+    def withdraw(self, count: int) -> None:
+        """Take out all nodes but the first `count`: those that a rewrite made for nothing."""
+        for node in self.nodes[count:]:
+            if not node.inputs and self._sources.get(node.op) is node.outputs[0]:
+                del self._sources[node.op]
+        del self.nodes[count:]
+
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
         """Nodes inserted inside belong to the submodule `name` of the one around it."""

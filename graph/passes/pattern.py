@@ -139,9 +139,12 @@ def _simplified(graph: Graph, node: Node, rules: Sequence[Rule]) -> tuple[Tensor
             found = pattern.match(root)
             if found is None:
                 continue
+            count = len(graph.nodes)
             with graph.at(root):
                 made = make(found)
-            if made is not None:
+            if made is None:
+                graph.withdraw(count)
+            else:
                 outputs = made if isinstance(made, tuple) else (made,)
                 if len(outputs) != len(node.outputs):
                     raise GraphError(
