@@ -9,9 +9,9 @@ from paddock.graph import GraphError, Mesh
 from paddock.graph.ops import AllGather, AllReduce, Receive, Send, Weight
 from paddock.layers import trace
 from paddock.models import registry
+from tests.models.expected_logits import expected
 from tests.models.parity_cases import CHARACTERISTIC, Config, case
 from tests.models.play import chunks, play, relative_error
-from tests.models.test_parity import expected
 from tests.models.threads_as_ranks import MeshSession
 
 MESHES = [(1, 1), (2, 1), (4, 1), (1, 2), (2, 2), (1, 3)]

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
-from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,32 +10,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from paddock.engines.protocol import Session
-from paddock.graph import Array, DType
+from paddock.graph import DType
+from tests.models.expected_logits import expected, golden, live
 from tests.models.opened import ENGINES, TOLERANCE, opened
 from tests.models.parity_cases import CASES, CHARACTERISTIC, case
-from tests.models.play import Plan, chunks, decode, play, relative_error, together, whole
-
-GOLDEN = Path(__file__).parents[1] / "golden" / "parity.npz"
-LIVE = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
-
-
-@cache
-def live(name: str) -> list[Array]:
-    if not LIVE:
-        pytest.skip("torch and transformers are not installed (`make parity` installs them)")
-    from tests.models.transformers_logits import transformers_logits
-
-    return transformers_logits(case(name))
-
-
-@cache
-def golden(name: str) -> list[Array]:
-    with np.load(GOLDEN, allow_pickle=False) as arrays:
-        return [arrays[f"{name}/{i}"] for i in range(len(case(name).sequences))]
-
-
-def expected(name: str) -> list[Array]:
-    return live(name) if LIVE else golden(name)
+from tests.models.play import (
+    Plan,
+    chunks,
+    decode,
+    play,
+    relative_error,
+    step_inputs,
+    together,
+    whole,
+)
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +107,6 @@ def test_logits_do_not_depend_on_the_plan(
 def test_only_the_rows_asked_for_come_back_in_their_order(
     session: Session, engine: str, name: str
 ) -> None:
-    from tests.models.play import step_inputs
-
     ids = case(name).sequences[0]
     blocks = range(-(-len(ids) // session.block_size))
     session.allocate_cache(len(blocks))
