@@ -84,7 +84,7 @@ class BuildCache:
         free = free_space(self.root)
         if free < nbytes * 1.02 + (16 << 20):
             raise BuildError(
-                f"{what} takes {nbytes / GIB:.2f} GiB in {self.root}, and"
+                f"{what} need {nbytes / GIB:.2f} GiB in {self.root}, and"
                 f" {free / GIB:.2f} GiB are free there; free some space"
                 " (`paddock cache prune`), or set PADDOCK_HOME to a folder elsewhere"
             )

@@ -50,17 +50,17 @@ def tolerance(dtype: DType, *, quantized: bool, small_cache: bool, layers: int) 
     Rounding errors of a residual network add up like a random walk: about ten roundings a layer,
     each of a unit roundoff, with a factor of four for what is unlike in real weights. f32 is
     bounded from below by exponentials that compilers approximate and by sums of thousands in
-    another order. Integer weights let an engine round activations to 8 bits in groups, about
-    1 % of their size for each of a layer's four products; 8-bit caches do so with keys and
-    values.
+    another order. Integer weights let an engine round activations to 8 bits in groups too: about
+    1 % of their size for each of a layer's four products, and more where a few are much larger
+    than the rest, hence a factor of five; 8-bit caches do the same with keys and values.
     """
     roundoff = {DType.F64: 2.0**-53, DType.F32: 2.0**-24, DType.F16: 2.0**-11}.get(dtype, 2.0**-8)
     found = max(1e-3, 4 * roundoff * sqrt(10 * layers))
     if quantized:
-        found += 3 * 0.01 * sqrt(4 * layers)
+        found += 5 * 0.01 * sqrt(4 * layers)
     if small_cache:
-        found += 3 * 0.01 * sqrt(2 * layers)
-    return min(found, 0.4)
+        found += 5 * 0.01 * sqrt(2 * layers)
+    return min(found, 0.6)
 
 
 def layers_to_check(whole_bytes: int, cut_bytes: int, layers: int, free_bytes: int) -> int:
@@ -92,7 +92,8 @@ def compare(session: Session, graph: Graph, weights: WeightSource, allowed: floa
         raise BuildError(
             f"the engine does not compute what the model says: its logits are {worst:.2g} away from"
             f" the reference engine's (relative), rounding explains {allowed:.2g}. Nothing was"
-            " published. Please report this; `engine=reference` computes it slowly"
+            " published. Please report this; engine=reference computes it slowly, verify=false"
+            " builds it unchecked"
         )
     return worst
 

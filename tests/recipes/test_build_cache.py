@@ -112,7 +112,7 @@ def test_why_missing_names_the_nearest_engine_of_the_recipe(cache: BuildCache) -
 
 def test_space_is_asked_for_before_it_is_used(cache: BuildCache) -> None:
     cache.require_space(1000, "x")
-    with pytest.raises(BuildError, match=r"demo takes .* GiB .* are free there.*cache prune"):
+    with pytest.raises(BuildError, match=r"demo need .* GiB .* are free there.*cache prune"):
         cache.require_space(free_space(cache.root) + GIB, "demo")
     assert free_space(cache.root / "not" / "there" / "yet") > 0
 

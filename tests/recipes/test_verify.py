@@ -124,8 +124,8 @@ def test_tolerances_grow_with_what_is_rounded() -> None:
     int8 = verify.tolerance(DType.F32, quantized=True, small_cache=False, layers=24)
     u8 = verify.tolerance(DType.F32, quantized=False, small_cache=True, layers=24)
     assert f32 == 1e-3
-    assert f32 < bf16 <= 0.4
-    assert f32 < u8 < int8 <= 0.4
+    assert f32 < bf16 <= 0.6
+    assert f32 < u8 < int8 <= 0.6
 
 
 @pytest.mark.parametrize(
