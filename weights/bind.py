@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from paddock.graph import (
     nearest,
 )
 from paddock.graph.ops import scale_shape
+from paddock.weights.claims import Claims
 from paddock.weights.errors import WeightError
 from paddock.weights.locate import MisshapenTensor, MissingTensor, locate, tied_to
 from paddock.weights.mismatches import Mismatches
@@ -134,7 +135,7 @@ def prove(
     """
     mesh = mesh or Mesh()
     mismatches = Mismatches()
-    claims = _Claims()
+    claims = Claims()
     located: dict[str, dict[str, Source]] = {}
     for name, slot in slots.items():
         target = tied_to(name, rules) if tied else None
@@ -158,7 +159,7 @@ def prove(
             or any(isinstance(rule, Ignore) and has_words(tensor, rule.words) for rule in rules)
         )
     )
-    claims.check(mismatches)
+    mismatches.claims += claims.faults()
     known = mismatches.touched.union(ignored)
     mismatches.unused = [tensor for tensor in tensors if tensor not in known]
     mismatches.raise_any(tensors, slots)
@@ -313,58 +314,6 @@ def _expected_dtypes(wanted: DType | None) -> str:
     if wanted is None or wanted.is_float:
         return "F32, F16, BF16 or F64"
     return str(wanted).upper()
-
-
-class _Claims:
-    """Which slots take which boxes of each tensor."""
-
-    def __init__(self) -> None:
-        self.taken: dict[str, list[tuple[Box, str]]] = {}
-        self._shapes: dict[str, tuple[int, ...]] = {}
-
-    def add(self, slot: str, parts: Mapping[str, Source]) -> None:
-        for source in parts.values():
-            for tensor, box in source.boxes():
-                self.taken.setdefault(tensor.name, []).append((box, slot))
-                self._shapes[tensor.name] = tensor.shape
-
-    def check(self, mismatches: Mismatches) -> None:
-        """The boxes taken of a tensor are the tensor, with no element twice and none left."""
-        for tensor, claims in self.taken.items():
-            claims.sort()
-            for (box, slot), (other, another) in _overlaps(claims):
-                what = f"both {slot} and {another}" if slot != another else f"{slot} twice"
-                mismatches.claims.append(
-                    f"{tensor!r}: {_shown(box)} and {_shown(other)} of it are taken by {what}"
-                )
-                break
-            else:
-                size = int(np.prod(self._shapes[tensor], dtype=object))
-                taken = sum(
-                    int(np.prod([b - a for a, b in box], dtype=object)) for box, _ in claims
-                )
-                if taken != size:
-                    users = ", ".join(dict.fromkeys(slot for _, slot in claims))
-                    mismatches.claims.append(
-                        f"{tensor!r} {list(self._shapes[tensor])}: {users} take {taken} of its"
-                        f" {size} elements, nobody takes the others"
-                    )
-
-
-def _overlaps(
-    claims: list[tuple[Box, str]],
-) -> Iterator[tuple[tuple[Box, str], tuple[Box, str]]]:
-    """Pairs of sorted boxes that share an element."""
-    for i, claim in enumerate(claims):
-        for other in claims[i + 1 :]:
-            if claim[0] and other[0][0][0] >= claim[0][0][1]:
-                break  # sorted by their first rows: nobody further on can reach back
-            if all(a < d and c < b for (a, b), (c, d) in zip(claim[0], other[0], strict=True)):
-                yield claim, other
-
-
-def _shown(box: Box) -> str:
-    return f"[{', '.join(f'{start}:{stop}' for start, stop in box)}]"
 
 
 def _short(names: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -30,7 +31,9 @@ from paddock.weights import (
     WeightError,
     prove,
 )
+from paddock.weights.claims import Claims
 from paddock.weights.llama import HUGGING_FACE
+from paddock.weights.source import Rows, Stored
 
 HEAD, HIDDEN, INNER, VOCAB = 4, 16, 24, 32
 
@@ -282,7 +285,25 @@ def test_two_slots_may_not_take_one_tensor() -> None:
         prove(slots, infos({"a.weight": (4, 4)}), [Rename("b", "a")])
 
 
-def test_rows_that_nobody_takes_are_found() -> None:
+def test_claims_add_up_to_the_tensor() -> None:
+    tensor = TensorInfo("t", "F32", (6, 4))
+
+    def faults(*rows: tuple[int, int]) -> list[str]:
+        claims = Claims()
+        claims.add("a", {str(r): Rows(Stored(tensor), *r) for r in rows})
+        return claims.faults()
+
+    assert faults((0, 6)) == faults((2, 6), (0, 2)) == faults((0, 1), (3, 6), (1, 3)) == []
+    assert faults((0, 2), (3, 6)) == [
+        "'t' [6, 4]: a take 20 of its 24 elements, nobody takes the others"
+    ]
+    assert faults((0, 4), (3, 6)) == ["'t': [0:4, 0:4] and [3:6, 0:4] of it are taken by a twice"]
+    assert faults((3, 6), (0, 2), (0, 1)) == [
+        "'t': [0:1, 0:4] and [0:2, 0:4] of it are taken by a twice"
+    ]
+
+
+def test_ranks_that_leave_rows_out_are_found() -> None:
     """A Parts that declares one share and computes another: the ranks leave rows out."""
 
     class Wrong(Parts):
@@ -431,9 +452,10 @@ def test_transposed_and_split(tmp_path: Path) -> None:
     np.testing.assert_array_equal(binding.load("c_attn.weight"), expected)
 
 
-def test_added_constant(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
+def test_added_constant(tmp_path: Path, dtype: Any) -> None:
     """Gemma's norms: 1 + w, in f32 even where w is bf16."""
-    weight = np.array([0.001, -0.5], ml_dtypes.bfloat16)
+    weight = np.array([0.001, -0.5], dtype)
     checkpoint = stored(tmp_path, {"norm.weight": weight, "head.weight": weight})
     slots = {"norm.weight": Parameter((2,)), "head.weight": Parameter((2,))}
     binding = bound(slots, checkpoint, [Add("norm.weight", 1.0)])

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import ml_dtypes
@@ -448,11 +449,19 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_disk_that_is_too_small(tmp_path: Path, tiny_disk: Path) -> None:
+@pytest.mark.parametrize("told", [True, False], ids=["told", "not told"])
+def test_a_disk_that_is_too_small(
+    tmp_path: Path, tiny_disk: Path, monkeypatch: pytest.MonkeyPatch, told: bool
+) -> None:
+    """It is noticed before anything is converted, whether or not the disk says what is free."""
+    if not told:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 40))
     save_file({"x": np.zeros((256, 256), np.float32)}, tmp_path / "model.safetensors")
     binding = prove({"x": Parameter((256, 256))}, Checkpoint.open(tmp_path).tensors, ())
+    seen: list[int] = []
     with pytest.raises(WeightError, match=r"no room for 0\.00 GB"):
-        write(binding, tiny_disk, DType.F64)
+        write(binding, tiny_disk, DType.F64, progress=lambda done, total: seen.append(done))
+    assert seen == []
     assert list(tiny_disk.iterdir()) == []
 
 

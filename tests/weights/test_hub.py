@@ -6,9 +6,12 @@ import hashlib
 import json
 import os
 import re
+import socket
+import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -59,6 +62,7 @@ class Hub:
     allowed: str = "hf_good"  # the token that may read gated repositories
     cuts: list[int] = field(default_factory=list)  # bytes after which coming responses break off
     always_cut: int | None = None
+    reset: bool = False  # break off as a crashed host does, not as one that shuts down
     expired: int = 0  # how many signed addresses are refused
     wrong: bytes | None = None  # instead of the data of large files
     asked: list[tuple[str, str, str, str]] = field(default_factory=list)
@@ -69,6 +73,7 @@ class Hub:
         self.asked.clear()
         self.cuts.clear()
         self.always_cut, self.expired, self.wrong, self.sent = None, 0, None, 0
+        self.reset = False
 
     def calls(self, pattern: str) -> list[tuple[str, str, str, str]]:
         return [call for call in self.asked if re.search(pattern, call[1])]
@@ -173,7 +178,13 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
         if self.close_connection:
             self.wfile.flush()
-            self.connection.shutdown(2)
+            if self.hub.reset:
+                time.sleep(0.05)  # what was sent is on its way
+                linger = struct.pack("ii", 1, 0)
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                os.close(self.connection.detach())
+            else:
+                self.connection.shutdown(socket.SHUT_RDWR)
 
     def missing(self, repo: str) -> bool:
         if repo in self.hub.repos:
@@ -420,6 +431,19 @@ def test_a_cut_connection_goes_on_where_it_was(hub: Hub, client: Client) -> None
     assert hub.sent == len(SINGLE["model.safetensors"])  # nothing twice
     ranges = [call[2] for call in hub.calls("GET /lfs/")]
     assert ranges == ["", "bytes=1000000-", "bytes=1500000-"]
+
+
+def test_many_resets_with_progress_between_them(hub: Hub, client: Client) -> None:
+    hub.cuts, hub.reset = [500_000] * 5, True
+    folder = Path(client.fetch("org/single")["folder"])
+    assert (folder / "model.safetensors").read_bytes() == SINGLE["model.safetensors"]
+
+
+def test_resets_without_progress_end(hub: Hub, client: Client) -> None:
+    hub.always_cut, hub.reset = 0, True
+    assert "the connection was lost while downloading model.safetensors" in client.error(
+        "org/single"
+    )
 
 
 def test_a_lost_network_leaves_what_it_brought(hub: Hub, client: Client) -> None:

@@ -73,6 +73,14 @@ def test_a_positive_extreme_is_exact_at_step_8() -> None:
     np.testing.assert_array_equal(dequantize_rows(integers, scales), weights)
 
 
+def test_int8_stays_symmetric_where_scales_are_coarse() -> None:
+    """7e-8 becomes 6e-8 in f16, whose smallest steps are that wide."""
+    weights = np.array([[-127, 64, 127]], np.float32) * np.float32(7e-8)
+    integers, scales = quantize_rows(weights, INT8)
+    assert float(scales[0, 0]) < 6.1e-8
+    assert integers.tolist() == [[-127, 75, 127]]
+
+
 @pytest.mark.parametrize("quant", [INT8, QuantFormat(DType.I4, 8)], ids=str)
 def test_zeros_tiny_huge_and_not_finite(quant: QuantFormat) -> None:
     reach = 60_000 * (127 if quant is INT8 else 8)

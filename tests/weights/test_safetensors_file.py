@@ -255,7 +255,7 @@ def test_mutated_headers_raise_nothing_but_weight_errors(tmp_path: Path) -> None
     text = json.dumps(GOOD).encode()
     path = tmp_path / "x.safetensors"
     refused = 0
-    for _ in range(4000):
+    for _ in range(2000):
         mutated = mutations(text, random_)
         length = len(mutated) if random_.random() < 0.9 else random_.randrange(1 << 9)
         file_of(path, mutated, bytes(random_.choice([22, 22, 22, 0, 21, 40])), length)
@@ -265,7 +265,7 @@ def test_mutated_headers_raise_nothing_but_weight_errors(tmp_path: Path) -> None
                 assert file.view(name).nbytes == info.nbytes
         except WeightError:
             refused += 1
-    assert 2000 < refused < 4000  # some mutations are harmless, most are not
+    assert 1000 < refused < 2000  # some mutations are harmless, most are not
 
 
 def test_random_bytes_raise_nothing_but_weight_errors(tmp_path: Path) -> None:
