@@ -54,10 +54,10 @@ session.close()
 READY = """
 import json, sys, time
 start = time.perf_counter()
-from paddock import LLM
+from paddock import LLM, SamplingParams
 llm = LLM(*sys.argv[1:])
 ready = time.perf_counter()
-llm.generate([[300, 301, 302]], max_tokens=1)
+llm.generate([[300, 301, 302]], SamplingParams(max_tokens=1))
 print(json.dumps({"ready_s": ready - start, "first_token_s": time.perf_counter() - start}))
 llm.close()
 """

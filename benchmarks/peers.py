@@ -30,7 +30,7 @@ import numpy as np
 import psutil
 from machine import machine
 from random_llama import Shape, write
-from report import DISTURBED, as_markdown, as_text
+from report import DISTURBED, OURS, as_markdown, as_text
 from worker_process import (
     Measured,
     UnsupportedPrecision,
@@ -43,7 +43,7 @@ from paddock.runtime.bandwidth import measure_apart
 
 HERE = Path(__file__).parent
 ENGINES = {
-    "paddock": "run_paddock.py",
+    OURS: "run_paddock.py",
     "llama.cpp": "run_llama_cpp.py",
     "openvino-genai": "run_openvino_genai.py",
     "onnxruntime-genai": "run_onnxruntime_genai.py",
@@ -106,7 +106,7 @@ class Bench:
         print(text, file=sys.stderr, flush=True)
 
     def command(self, engine: str, verb: str, precision: str) -> list[str]:
-        python = sys.executable if engine == "paddock" else str(self.options.peers_python)
+        python = sys.executable if engine == OURS else str(self.options.peers_python)
         return [
             *(python, str(HERE / "adapters" / ENGINES[engine]), verb, str(self.model), precision),
             *(str(self.folder(engine, precision)), str(self.options.threads)),
@@ -116,10 +116,13 @@ class Bench:
         return self.options.work / "engines" / f"{engine}-{precision}"
 
     def prepare(self, engine: str, precision: str) -> None:
-        """Convert the model for the engine unless that is done. Raises `UnsupportedPrecision`."""
+        """Convert the model for the engine unless that is done. Raises `UnsupportedPrecision`.
+
+        Ours is asked each time: it knows best whether what it built before is still right.
+        """
         folder = self.folder(engine, precision)
         reason = folder / "unsupported.txt"
-        if not (folder / "prepared").exists():
+        if engine == OURS or not (folder / "prepared").exists():
             folder.mkdir(parents=True, exist_ok=True)
             self.say(f"{precision}: converting the model for {engine}")
             log = folder / "prepare.log"
