@@ -28,6 +28,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
+from paddock.recipes import listing
 from paddock.recipes import overrides as command_line
 from paddock.recipes.config_path import find_recipe, options, recipes, search_path
 from paddock.recipes.errors import RecipeError
@@ -206,7 +207,7 @@ def _validated(request: _Request, values: Mapping[str, Any]) -> Recipe:
 def _summary(name: str, file: Path, folders: Sequence[Path]) -> RecipeSummary:
     try:
         request = _Request(name, (), folders)
-        values = request.values()
+        values = listing.read(name, folders) or request.values()
         if values.get("checkpoint") == UNSET:
             values["checkpoint"] = "yours"
         recipe = _validated(request, values)

@@ -11,6 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.version import VersionBase
 from omegaconf import OmegaConf
 
+from paddock.recipes import listing
 from paddock.recipes.compose import available, compose, expand_sweep
 from paddock.recipes.config_path import OURS
 from paddock.recipes.errors import RecipeError
@@ -151,6 +152,33 @@ def test_a_users_mistakes_are_listed_and_do_not_hide_the_rest(mine: Path) -> Non
     assert f"({mine / 'wrong.yaml'}:2)" in listed["wrong"].problem
     assert not listed["demo"].problem
     assert listed["smollm2-135m"].needs == "0.3 GB of memory, 0.3 GB to download"
+
+
+@pytest.mark.parametrize("name", [r.name for r in available() if r.name != "auto"])
+def test_a_list_reads_what_hydra_composes(name: str) -> None:
+    values = listing.read(name, [OURS])
+    assert values is not None
+    assert Recipe.model_validate({**values, "name": name}) == compose(name).recipe
+
+
+def test_a_list_asks_hydra_for_unusual_forms(mine: Path) -> None:
+    recipes = {
+        "plain": "defaults: [qwen3-0.6b, override quant: int8, _self_]\nlimits: {aging_s: 2.0}\n",
+        "deeper": "defaults: [plain, override /quant: int4, override engine: reference, _self_]\n",
+        "first": "defaults: [_self_, demo]\ndtype: bf16\n",
+        "refers": "defaults: [demo, _self_]\nsummary: ${size}\n",
+        "implicit": "defaults: [demo]\ndtype: bf16\n",
+        "optional": "defaults: [demo, optional limits: nothing, _self_]\n",
+        "missing": "defaults: [demo, nothing, _self_]\n",
+    }
+    for name, text in recipes.items():
+        (mine / f"{name}.yaml").write_text(text)
+    for name in recipes:
+        values = listing.read(name, [mine, OURS])
+        assert (values is not None) == (name in ("plain", "deeper", "first")), name
+        if values is not None:
+            found = Recipe.model_validate({**values, "name": name})
+            assert found == compose(name, (), [mine]).recipe, name
 
 
 def test_unknown_names() -> None:
