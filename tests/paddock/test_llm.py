@@ -14,6 +14,7 @@ import pytest
 import paddock.llm
 import paddock.recipes.any_checkpoint
 from paddock import LLM, Completion, PaddockError, SamplingParams
+from paddock.llm import Prompt
 from paddock.runtime.errors import LoopClosed, RequestError, RequestTooLarge
 from paddock.runtime.request import FinishReason
 
@@ -68,7 +69,8 @@ def test_each_prompt_may_have_its_own_settings(llm: LLM) -> None:
 def test_a_prompt_is_text_token_ids_or_messages(llm: LLM) -> None:
     token_ids = llm.tokenizer.encode("The ls command")
     chat = [{"role": "user", "content": "What is ls?"}]
-    by_text, by_ids, by_chat = llm.generate(["The ls command", token_ids, chat], GREEDY)
+    prompts: list[Prompt] = ["The ls command", token_ids, chat]
+    by_text, by_ids, by_chat = llm.generate(prompts, GREEDY)
     assert by_text.text == by_ids.text
     assert by_chat.prompt_token_ids == tuple(llm.tokenizer.encode_chat(chat))
     assert llm.generate(token_ids, GREEDY)[0].text == by_text.text
@@ -127,12 +129,17 @@ def test_leaving_a_stream_cancels_it(llm: LLM) -> None:
 
 
 def test_a_refused_prompt_leaves_nothing_running(llm: LLM) -> None:
-    for bad, error in ((["word " * 2000], RequestTooLarge), ([[4096]], RequestError)):
+    cases: list[tuple[list[Prompt], type[Exception]]] = [
+        (["word " * 2000], RequestTooLarge),
+        ([[4096]], RequestError),
+    ]
+    for bad, error in cases:
         with pytest.raises(error):
-            llm.generate(["The ls command", *bad], [LONG, LONG])  # type: ignore[list-item]
+            llm.generate(["The ls command", *bad], [LONG, LONG])
         wait_until_idle(llm)
+    empty_first: list[Prompt] = [[], "The ls command"]
     with pytest.raises(RequestError, match="empty"):
-        llm.generate([[], "The ls command"])
+        llm.generate(empty_first)
     with pytest.raises(RequestError, match="expected a prompt or a list of prompts, found int"):
         llm.generate(7)  # type: ignore[arg-type]
 
