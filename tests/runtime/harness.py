@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from paddock.engines.protocol import Session
 from paddock.runtime.admission import Admission
 from paddock.runtime.handle import RequestHandle
 from paddock.runtime.intake import Intake
@@ -35,17 +36,22 @@ def make_limits(**changes: Any) -> Limits:
 class Harness:
     """Submit, then `step()`; after each step every invariant is checked."""
 
-    def __init__(self, limits: Limits, *, block_size: int = 4) -> None:
+    def __init__(
+        self, limits: Limits, *, block_size: int = 4, session: Session | None = None
+    ) -> None:
+        """A session that is not the default has no tokenizer, and no text."""
         self.now = 0.0
         self.limits = limits
         self.session = HistorySession(vocab_size=VOCAB_SIZE, block_size=block_size, limits=limits)
-        self.session.allocate_cache(limits.cache_blocks)
-        hasher = PrefixHasher(block_size)
+        driven = session or self.session
+        driven.allocate_cache(limits.cache_blocks)
+        hasher = PrefixHasher(driven.block_size)
+        tokenizer = None if session else LetterTokenizer()
         self.admission = Admission(limits, self.clock)
-        self.intake = Intake(self.session, limits, LetterTokenizer(), hasher, self.clock)
-        self.scheduler = Scheduler(limits, block_size, hasher)
+        self.intake = Intake(driven, limits, tokenizer, hasher, self.clock)
+        self.scheduler = Scheduler(limits, driven.block_size, hasher)
         self.stepper = Stepper(
-            self.session,
+            driven,
             limits,
             self.scheduler,
             self.admission,

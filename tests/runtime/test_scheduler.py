@@ -8,6 +8,7 @@ import pytest
 
 from paddock.runtime.request import Request, State
 from paddock.runtime.scheduler import Decision
+from tests.runtime.alone import run_alone_prompt_logprobs
 from tests.runtime.harness import Harness, make_limits
 
 LONG = [1, 2, 3] * 7  # 21 tokens: five full blocks of four and one token
@@ -251,6 +252,18 @@ def test_prompt_logprobs_bypass_the_cache_and_keep_to_their_rows() -> None:
     assert logprobs[0] is None
     assert [token.token_id for token in logprobs[1:] if token] == LONG[1:]
     assert len(harness.decisions) > 5, "four rows a step"
+
+
+def test_prompt_logprobs_go_on_after_preemption_where_they_were() -> None:
+    harness = Harness(make_limits(max_sequences=1, max_prompt_logit_rows=3))
+    request = harness.submit(LONG, max_tokens=2, ignore_eos=True, prompt_logprobs=2, priority=5)
+    harness.step(2)
+    harness.submit([5, 6], max_tokens=1)
+    harness.run()
+    assert request.sequences[0].preemptions == 1
+    logprobs = harness.result(request).prompt_logprobs
+    assert list(logprobs or ()) == run_alone_prompt_logprobs(LONG, 2)
+    assert harness.session.logit_rows_made == 20 + 2 + 1, "no row was made twice"
 
 
 @pytest.mark.parametrize("finished_before", [0, 2000])
