@@ -54,13 +54,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    import warnings
     from importlib import import_module
 
     from paddock.commands.arguments import CommandParser
-    from paddock.commands.terminal import survive_any_locale
+    from paddock.commands.terminal import survive_any_locale, warn_in_one_line
 
-    warnings.showwarning = _show_warning
+    warn_in_one_line()
     survive_any_locale()
     first = next((i for i, word in enumerate(arguments) if not word.startswith("-")), None)
     parser = _top_parser()
@@ -163,10 +162,6 @@ def _report(error: Exception) -> int:
         message, status = f"internal error: {what} (--debug shows where; please report it)", FAILED
     print(f"paddock: error: {' '.join(message.split())}", file=sys.stderr)
     return status
-
-
-def _show_warning(message: Warning | str, *_where: object, **_more: object) -> None:
-    print(f"paddock: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any, TextIO
 
@@ -21,6 +23,20 @@ def survive_any_locale() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def warn_in_one_line() -> None:
+    """Warnings, and what the rooms log as such, look as errors do and do not end the command."""
+
+    def show(message: Warning | str, *_where: object, **_more: object) -> None:
+        print(f"paddock: warning: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            show(record.getMessage())
+
+    warnings.showwarning = show
+    logging.getLogger().addHandler(Lines(logging.WARNING))
 
 
 def write_text(text: str, stream: TextIO | None = None) -> None:
