@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 # pip can read [dependency-groups] from 25.1 on; the version is bounded below for that.
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet
 
-.PHONY: demo test test-slow check format golden clean
+.PHONY: demo test test-slow check format golden parity clean
 
 demo: $(VENV)/.installed  ## generate text from the bundled checkpoint
 	@$(BIN)/paddock demo
@@ -25,6 +25,9 @@ check: $(VENV)/.check  ## formatting, lint, types, import direction
 format: $(VENV)/.check  ## rewrite what `make check` would complain about
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+golden: $(VENV)/.test  ## write the golden files anew; look at what git says changed
+	@$(BIN)/python -m tests.golden
 
 parity: $(VENV)/.parity  ## install torch and transformers, so that `make test` compares with them live
 

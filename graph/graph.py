@@ -225,5 +225,6 @@ def _short(value: Any) -> str:
         head = ", ".join(_short(v) for v in value[:3])
         return f"({head}, ... {len(value)} in all)"
     if isinstance(value, tuple):
-        return f"({', '.join(_short(v) for v in value)})"
+        comma = "," if len(value) == 1 else ""
+        return f"({', '.join(_short(v) for v in value)}{comma})"
     return f"{value:.6g}" if isinstance(value, float) else str(value)

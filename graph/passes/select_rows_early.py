@@ -1,6 +1,7 @@
 """Pick the rows that somebody reads before computing on all of them."""
 
 from paddock.graph import ops as F
+from paddock.graph.graph import current_graph
 from paddock.graph.op import Op
 from paddock.graph.passes.pattern import Match, Rule, any_, op
 from paddock.graph.tensor import Tensor
@@ -8,7 +9,9 @@ from paddock.graph.tensor import Tensor
 
 def _norm_of_rows(m: Match) -> Tensor:
     norm: Op = m.ops["norm"]
-    tensor: Tensor = norm(F.gather(m["x"], m["rows"]), *_operands(m))
+    rows = F.gather(m["x"], m["rows"])
+    with current_graph().at(m.root.inputs[0].node):
+        tensor: Tensor = norm(rows, *_operands(m))
     return tensor
 
 
