@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 OURS = "paddock"
-DISTURBED = 0.06  # share of the CPUs in others' hands that spoils a sample
+DISTURBED = 0.10  # share of the CPUs in others' hands that spoils a sample
 CAPACITY_TOKENS = 2048  # as in adapters/worker.py, which cannot be imported without its engine
 CACHE_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "u8": 1.125}
 STORED_BYTES = {"f32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5625, "int4-g128": 0.515625}
