@@ -1,7 +1,7 @@
 """Digests stand for all tokens up to a block's end, and for the salt."""
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paddock.runtime.prefix_hash import PrefixHasher
@@ -10,6 +10,7 @@ HASHER = PrefixHasher(4)
 tokens = st.lists(st.integers(0, 3), max_size=20)
 
 
+@settings(deadline=None)
 @given(first=tokens, second=tokens, salts=st.tuples(st.booleans(), st.booleans()))
 def test_digests_are_equal_exactly_where_prefixes_and_salts_are(
     first: list[int], second: list[int], salts: tuple[bool, bool]

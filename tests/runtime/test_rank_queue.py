@@ -1,6 +1,6 @@
 """The queue against a sorted list."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paddock.runtime.rank_queue import RankQueue
@@ -10,6 +10,7 @@ operations = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(operations)
 def test_it_is_a_sorted_list(script: list[tuple[str, int]]) -> None:
     queue: RankQueue[str] = RankQueue()

@@ -1,7 +1,7 @@
 """Stop strings in text that comes in pieces."""
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from paddock.runtime.stop_strings import StopStrings
@@ -18,6 +18,7 @@ def holds_back(text: str, stop: tuple[str, ...]) -> int:
     return max((len(begin) for begin in begins if text.endswith(begin)), default=0)
 
 
+@settings(deadline=None)
 @given(given_pieces=pieces, stop=strings, keep=st.booleans())
 @example(given_pieces=[("ab", True)], stop=("abc", "b"), keep=False)
 def test_text_is_cut_where_the_first_stop_string_is_complete(

@@ -44,17 +44,19 @@ class Go:
     seconds: float
 
 
-stops = st.lists(st.sampled_from(["ab", "abc", "bca", "aa", "c.", "\u00e9", "cabab"]), max_size=3)
+stops = st.lists(
+    st.sampled_from(["abca", "abc", "bca", "aab", "c.", "\u00e9.", "cabab", "ccc"]), max_size=2
+)
 sampling = st.fixed_dictionaries(
     {
         "temperature": st.sampled_from([0.0, 0.7, 1.0]),
         "seed": st.integers(0, 3),
         "n": st.sampled_from([1, 1, 1, 2, 3]),
-        "max_tokens": st.sampled_from([None, 1, 2, 5, 9, 17]),
+        "max_tokens": st.sampled_from([None, 1, 5, 9, 17, 17, 30]),
         "stop": stops.map(tuple),
         "include_stop": st.booleans(),
         "stop_token_ids": st.sampled_from([(), (), (3,), (7, 8)]),
-        "ignore_eos": st.booleans(),
+        "ignore_eos": st.sampled_from([True, True, False]),
     },
     optional={
         "min_tokens": st.integers(0, 1),
@@ -95,11 +97,12 @@ def limits(draw: st.DrawFn) -> tuple[Limits, int]:
     sequences = draw(st.integers(1, 5))
     block_size = draw(st.sampled_from([1, 2, 4, 8]))
     context = draw(st.integers(24, 48))
+    cache_tokens = draw(st.one_of(st.integers(24, 56), st.integers(24, 56), st.integers(24, 200)))
     return make_limits(
         max_sequences=sequences,
         max_tokens_per_step=draw(st.integers(sequences, 24)),
         max_context=context,
-        cache_blocks=draw(st.integers(24 // block_size, 4 * 48 // block_size)),
+        cache_blocks=cache_tokens // block_size,
         prefill_chunk=draw(st.sampled_from([None, 1, 3, 8])),
         max_prompt_logit_rows=draw(st.sampled_from([1, 4, 100])),
         max_queued_requests=draw(st.sampled_from([2, 100])),
