@@ -39,8 +39,6 @@ from worker_process import (
     wait_until_quiet,
 )
 
-from paddock.runtime.bandwidth import measure_apart
-
 HERE = Path(__file__).parent
 ENGINES = {
     OURS: "run_paddock.py",
@@ -153,6 +151,12 @@ class Bench:
         wait_until_quiet(limit=DISTURBED, patience_s=self.options.patience)
         return worker.ask(do="open")
 
+    def bandwidth(self) -> float:
+        """Bytes per second, measured in a process of this session, so with its priority."""
+        command = [sys.executable, "-m", "paddock.runtime.bandwidth", str(self.options.threads)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        return float(done.stdout)
+
     def demand_memory(self, engine: str, precision: str) -> None:
         """Stop before an engine's opening could push the machine out of memory."""
         # The hungriest engine met so far held the weights two and a half times while it loaded.
@@ -238,7 +242,7 @@ class Bench:
                         sample = {"value": value, "others": taken.others}
                         figures[figure.name][engine].append(sample)
             with self.quiet():
-                bandwidth.append(measure_apart(self.options.threads) / 1e9)
+                bandwidth.append(self.bandwidth() / 1e9)
             if round_number:
                 line = ", ".join(
                     f"{figure} "
