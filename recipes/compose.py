@@ -30,7 +30,7 @@ from pydantic import ValidationError
 
 from paddock.recipes import listing
 from paddock.recipes import overrides as command_line
-from paddock.recipes.config_path import find_recipe, options, recipes, search_path
+from paddock.recipes.config_path import as_checkpoint, find_recipe, options, recipes, search_path
 from paddock.recipes.errors import RecipeError
 from paddock.recipes.interpolation import refuse_code
 from paddock.recipes.needs import needs
@@ -88,9 +88,12 @@ def compose(
 
     `config_dirs` are searched before Paddock's own recipes, in their order: a recipe there may
     inherit from ours (`defaults: [qwen3-0.6b, _self_]`), and takes the place of one of its name.
-    Raises `RecipeError`.
+    A folder's path or a hub repository `Org/Name` in the place of a name is the recipe `auto` with
+    that checkpoint. Raises `RecipeError`.
     """
-    request = _Request(name, overrides, search_path(config_dirs))
+    folders = search_path(config_dirs)
+    name, overrides = _recipe_of(name, overrides, folders)
+    request = _Request(name, overrides, folders)
     values = request.values()
     unset = sorted(key for key, value in _leaves(values) if value == UNSET)
     if unset:
@@ -121,11 +124,19 @@ def expand_sweep(
     Raises `RecipeError`.
     """
     folders = search_path(config_dirs)
-    find_recipe(name, folders)
+    find_recipe(_recipe_of(name, overrides, folders)[0], folders)
     runs = command_line.expand(overrides, folders)
     for run in runs:
         compose(name, run, config_dirs)
     return runs
+
+
+def _recipe_of(
+    name: str, overrides: Sequence[str], folders: Sequence[Path]
+) -> tuple[str, Sequence[str]]:
+    if not as_checkpoint(name, folders):
+        return name, overrides
+    return "auto", [f'checkpoint="{_quoted(name)}"', *overrides]
 
 
 class _Request:
@@ -273,5 +284,5 @@ def _hydra(name: str, folders: Sequence[Path]) -> Iterator[tuple[str, ConfigLoad
             singleton.hydra, version.version_base = kept
 
 
-def _quoted(folder: Path) -> str:
-    return str(folder).replace("\\", "\\\\").replace('"', '\\"')
+def _quoted(text: Path | str) -> str:
+    return str(text).replace("\\", "\\\\").replace('"', '\\"')

@@ -41,12 +41,17 @@ def find_recipe(name: str, folders: Sequence[Path]) -> Path:
         raise RecipeError(
             f"{name!r} is a file, not a recipe's name; say `--config-dir {path.parent} {path.stem}`"
         )
-    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name) or path.is_dir():
-        raise RecipeError(
-            f"no recipe {name!r}; a folder or a hub repository runs as `auto checkpoint={name}`"
-        )
     raise RecipeError(
         f"no recipe {name!r}{nearest(name.lower(), known)}; `paddock list` shows them all"
+    )
+
+
+def as_checkpoint(name: str, folders: Sequence[Path]) -> bool:
+    """Whether what stands where a recipe's name would is a checkpoint: a folder or Org/Name."""
+    if name in recipes(folders) or name.endswith((".yaml", ".yml")):
+        return False
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name)) or (
+        "/" in name and Path(name).expanduser().is_dir()
     )
 
 

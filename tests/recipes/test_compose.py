@@ -184,10 +184,22 @@ def test_a_list_asks_hydra_for_unusual_forms(mine: Path) -> None:
 def test_unknown_names() -> None:
     assert "nearest is 'demo'" in problem("dmeo")
     assert "paddock list" in problem("nothing-like-it")
-    assert "`auto checkpoint=Qwen/Qwen3-0.6B`" in problem("Qwen/Qwen3-0.6B")
     message = problem(os.path.relpath(OURS / "demo.yaml"))
     assert message.endswith(" demo`")
     assert "--config-dir" in message
+
+
+def test_a_checkpoint_in_the_place_of_a_recipes_name(tmp_path: Path) -> None:
+    (tmp_path / 'my "model"').mkdir()
+    for name in ("Qwen/Qwen3-0.6B", "Org/Name@v1.0", str(tmp_path / 'my "model"')):
+        composed = compose(name, ["quant=int8"])
+        assert composed.recipe.name == "auto"
+        assert composed.recipe.checkpoint == name
+        assert composed.recipe.quant.weights == "int8"
+        assert composed.sources["checkpoint"] == "command line"
+    assert len(expand_sweep("Org/Name", ["quant=none,int8"])) == 2
+    for name in ("/not/there", "a/b/c", "qwen3"):
+        assert "no recipe" in problem(name)
 
 
 def test_config_dir_must_be_a_folder(tmp_path: Path) -> None:
