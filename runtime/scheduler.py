@@ -372,8 +372,10 @@ class Scheduler:
             for victim in self.running
             if victim.request.priority > urgent and victim.rank > rank
         ]
+        if not victims:
+            return
         found = self.pool.find(sequence.digests[: self._findable(sequence)])
-        if not victims or self._leader(sequence, len(found)) is not None:
+        if self._leader(sequence, len(found)) is not None:
             return
         fresh = -(-sequence.length // self.block_size) - len(found)
         if fresh > self.pool.free + sum(len(victim.blocks) for victim in victims):
