@@ -84,6 +84,7 @@ class Handler(BaseHTTPRequestHandler):
     kind: str
     storage: str  # address of the storage server
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
 
     def do_GET(self) -> None:
         path = urlsplit(self.path).path
@@ -417,6 +418,15 @@ def test_offline_before_any_download(hub: Hub, client: Client) -> None:
     assert not hub.asked
 
 
+def test_a_tokenizer_that_the_cache_lacks_is_fetched(hub: Hub, client: Client) -> None:
+    """Other programs share the cache, and may have had no use for it."""
+    folder = Path(client.fetch("org/single")["folder"])
+    (folder / "tokenizer.json").unlink()
+    assert client.fetch("org/single", offline=True)["folder"] == str(folder)
+    client.fetch("org/single")
+    assert (folder / "tokenizer.json").is_file()
+
+
 def test_offline_with_a_part_of_it(hub: Hub, client: Client) -> None:
     folder = Path(client.fetch("org/sharded")["folder"])
     (folder / "model-00002-of-00002.safetensors").unlink()
@@ -485,6 +495,16 @@ def test_a_damaged_beginning_is_found_after_resuming(hub: Hub, client: Client) -
     hub.clear()
     assert "arrived damaged" in client.error("org/single")
     assert "folder" in client.fetch("org/single")
+
+
+def test_a_partial_file_that_is_too_long_is_begun_anew(hub: Hub, client: Client) -> None:
+    hub.cuts, hub.always_cut = [2_000_000], 0
+    client.error("org/single")
+    (partial,) = client.cache.glob("**/*.incomplete")
+    partial.write_bytes(bytes(BIG + 1000))
+    hub.clear()
+    folder = Path(client.fetch("org/single")["folder"])
+    assert (folder / "model.safetensors").read_bytes() == SINGLE["model.safetensors"]
 
 
 def test_the_token_goes_to_the_hub_alone(hub: Hub, client: Client) -> None:
