@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from typing import Any, TextIO
 
@@ -52,13 +53,20 @@ def _bar(stream: TextIO, stage: str, total: float | None, unit: str) -> Any:
     from tqdm import tqdm
 
     in_bytes = unit == "bytes"
+    if total is None:
+        form = "{desc} {elapsed}"  # nobody knows how far it is
+    elif in_bytes or unit:
+        form = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"
+    else:
+        form = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}]"
     return tqdm(
         desc=f"{stage:<8}",
         total=total,
-        unit="B" if in_bytes else f" {unit}" if unit else "",
+        unit="B" if in_bytes else unit,
         unit_scale=in_bytes,
         unit_divisor=1024,
         file=stream,
-        dynamic_ncols=True,
+        ncols=min(shutil.get_terminal_size().columns, 100),
+        bar_format=form,
         leave=True,
     )

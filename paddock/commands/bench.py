@@ -140,8 +140,9 @@ def _measure(
         "quant": recipe.quant.weights,
         "threads": threads,
         "cached": built.cached,
-        "build_s": built.timings,
-        "start_s": running.timings,
+        "build_s": built.manifest["seconds"],
+        "build_stages_s": built.timings,
+        "start_stages_s": running.timings,
         "build_peak_memory_bytes": build_memory,
         "peak_memory_bytes": memory,
         "weight_bytes_read_per_step": weight_bytes,
@@ -224,8 +225,11 @@ def _forget_peak() -> None:
 def _print(report: dict[str, Any]) -> None:
     named = " ".join([report["recipe"], *report["overrides"]])
     print(f"{named}: {report['engine']}, {report['threads']} threads")
-    built = "found in the cache" if report["cached"] else f"built: {_stages(report['build_s'])}"
-    print(f"  {built}; started: {_stages(report['start_s'])}")
+    if report["cached"]:
+        print(f"  found in the cache; it was built in {format_seconds(report['build_s'])}")
+    else:
+        print(f"  built: {_stages(report['build_stages_s'])}")
+    print(f"  started: {_stages(report['start_stages_s'])}")
     if report["peak_memory_bytes"] is not None:
         weights = format_bytes(report["weight_bytes_read_per_step"])
         peak = format_bytes(report["peak_memory_bytes"])
@@ -238,7 +242,7 @@ def _print(report: dict[str, Any]) -> None:
         remark("  decoding reads faster than the memory: the processor's caches hold these weights")
     first = report["batches"][0]
     shape = f"{first['prompt_tokens']} prompt and {first['new_tokens']} new tokens each"
-    print(f"  {shape}, {first['rounds']} rounds; p50 / p90 / p99\n")
+    print(f"  {shape}, in {first['rounds']} round(s); p50 / p90 / p99\n")
     header = ["sequences", "prefill", "decode", "first token", "between tokens", "of bandwidth"]
     print_table(header, [_row(batch) for batch in report["batches"]])
 

@@ -101,7 +101,7 @@ class Chat:
         self._quiet = quiet
         self._turns: list[dict[str, Any]] = []
         self._saved: set[Path] = set()
-        self._terminal = sys.stdin.isatty()
+        self._terminal = sys.stdin.isatty() and sys.stdout.isatty()
         self._commands: dict[str, Callable[[str], object]] = {
             "help": lambda _: print(HELP),
             "reset": lambda _: self._turns.clear(),
