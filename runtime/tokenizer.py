@@ -159,15 +159,12 @@ def _add_special_tokens(backend: Backend, files: TokenizerFiles, folder: Path) -
     As transformers' `TokenizersBackend.__init__` does it; but a token that then has another id
     than the one stated for it is an error here.
     """
-    present = backend.get_added_tokens_decoder().values()
-    known = {repr(token) for token in present}
-    contents = {token.content for token in present}
+    contents = {token.content for token in backend.get_added_tokens_decoder().values()}
     missing = []
     for _, token in sorted(files.added_tokens.items()):
-        added = _added(token)
-        if repr(added) not in known:
-            missing.append(added)
-    contents |= {token.content for token in missing}
+        if token.content not in contents:
+            contents.add(token.content)
+            missing.append(_added(token))
     described = {token.content: token for token in files.added_tokens.values()}
     for token in [*files.named_tokens.values(), *files.unnamed_tokens]:
         if token.content not in contents:
