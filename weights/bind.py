@@ -20,7 +20,7 @@ from paddock.graph import (
 from paddock.graph.ops import scale_shape
 from paddock.weights.claims import Claims
 from paddock.weights.errors import WeightError
-from paddock.weights.locate import MisshapenTensor, MissingTensor, locate, tied_to
+from paddock.weights.locate import MisshapenTensor, MissingTensor, locate, stored_name, tied_to
 from paddock.weights.mismatches import Mismatches
 from paddock.weights.rules import Ignore, Rule, has_words
 from paddock.weights.safetensors_file import Box, TensorInfo
@@ -149,7 +149,7 @@ def prove(
     for name, slot in slots.items():
         if name in located:
             _check_ranks(name, slot, located[name], mesh, mismatches)
-    replaced = {name for name in slots if tied and tied_to(name, rules) is not None}
+    replaced = {stored_name(n, rules) for n in slots if tied and tied_to(n, rules) is not None}
     ignored = tuple(
         tensor
         for tensor in tensors

@@ -59,7 +59,7 @@ def locate(
     """
 
     def stored(slot_name: str) -> Source:
-        tensor = _renamed(slot_name, rules)
+        tensor = stored_name(slot_name, rules)
         if tensor not in tensors:
             raise MissingTensor(tensor)
         source: Source = Stored(tensors[tensor])
@@ -138,7 +138,8 @@ def _layout(name: str, rules: Sequence[Rule]) -> Layout | None:
     )
 
 
-def _renamed(name: str, rules: Sequence[Rule]) -> str:
+def stored_name(name: str, rules: Sequence[Rule]) -> str:
+    """A slot's name as the checkpoint has it, where its layout gives it no other."""
     for rule in rules:
         if isinstance(rule, Rename):
             name = replace_words(name, rule.slot, rule.tensor)

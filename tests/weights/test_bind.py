@@ -150,6 +150,13 @@ def test_tied_head_wins_over_a_stored_one() -> None:
     assert binding.ignored == ("lm_head.weight",)
 
 
+def test_a_tied_slot_may_be_stored_under_another_name() -> None:
+    slots = {"embed.weight": Parameter((4, 2)), "head.weight": Parameter((4, 2))}
+    rules = [Tie("head.weight", to="embed.weight"), Rename("head", "output")]
+    tensors = infos({"embed.weight": (4, 2), "output.weight": (4, 2)})
+    assert prove(slots, tensors, rules, tied=True).ignored == ("output.weight",)
+
+
 def test_untied_head_must_be_stored() -> None:
     with pytest.raises(WeightError) as caught:
         prove(llama_slots(), infos(llama_shapes(head=False)), HUGGING_FACE, tied=False)
