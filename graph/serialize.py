@@ -9,6 +9,7 @@ import math
 from dataclasses import fields
 from typing import Any
 
+import paddock.graph.ops  # noqa: F401 - ops are known by name once their modules are imported
 from paddock.graph.dtype import DType
 from paddock.graph.errors import GraphError, nearest
 from paddock.graph.graph import Graph

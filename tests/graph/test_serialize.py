@@ -5,8 +5,11 @@ from __future__ import annotations
 import copy
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -235,6 +238,22 @@ def test_damaged_text_gives_a_graph_or_a_graph_error(data: st.DataObject) -> Non
         piece = data.draw(st.sampled_from(["", "[", "}", '"', "-", "9", "1e999", ",", "\x00"]))
         text = text[:start] + piece + text[stop:]
     read_or_refused(text)
+
+
+def test_a_file_can_be_the_first_thing_that_is_read(tmp_path: Path) -> None:
+    (tmp_path / "graph.json").write_text(to_json(small()))
+    program = (
+        "import sys; from paddock.graph.serialize import from_json;"
+        "print(len(from_json(open(sys.argv[1]).read()).nodes))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "graph.json")],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(done.stdout) == len(small().nodes)
 
 
 def read_or_refused(text: str) -> None:
