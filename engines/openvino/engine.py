@@ -16,6 +16,7 @@ import openvino as ov
 from paddock.engines.openvino.lowering import lowers
 from paddock.engines.openvino.paged_attention import check_binding
 from paddock.engines.openvino.session import OpenVINOSession
+from paddock.engines.openvino.settings import settings
 from paddock.engines.protocol import BuildError, Capabilities, StepInputs, WeightSource
 from paddock.graph import DType, Graph, GraphError, Tensor
 from paddock.graph.ops import Attention, Dequantize, Input
@@ -73,6 +74,7 @@ def build(graph: Graph, options: Mapping[str, Any]) -> OpenVINOEngine:
             f"{capped.where}: OpenVINO's paged attention has no soft cap on scores; use"
             " engine=reference for this model"
         )
+    settings(graph, options)  # a cache type that does not go with the arithmetic fails here
     return OpenVINOEngine(graph)
 
 

@@ -2,7 +2,7 @@
 
 Every float is f32 in OpenVINO's graph; the precision of arithmetic is a property to compile with
 (`settings.py`), and the compiler places the conversions. Activations keep their two axes,
-[tokens, features]. Why each form is as it is: docs/decisions/0003-openvino-forms.md.
+[tokens, features]. Why each form is as it is: docs/decisions/0010-openvino-forms.md.
 """
 
 from __future__ import annotations

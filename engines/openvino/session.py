@@ -83,7 +83,8 @@ class OpenVINOSession:
         return logits
 
     def close(self) -> None:
-        del self._request, self._compiled, self._caches, self._cache_ports
+        self._request = self._compiled = None
+        self._cache_ports, self._caches = [], []
         self._fed.clear()
         self._weights.kept.clear()
 

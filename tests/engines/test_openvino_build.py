@@ -218,6 +218,11 @@ def test_caches_that_do_not_go_with_the_arithmetic(dtype: DType, cache: str) -> 
         settings(Graph(dtype), {"cache_dtype": cache})
 
 
+def test_the_cache_type_is_checked_when_building() -> None:
+    with pytest.raises(BuildError, match=r"engine\.cache_dtype=bf16: "):
+        openvino.build(graph_with(Doubled()), {"cache_dtype": "bf16"})
+
+
 def test_expansion_stops_at_what_the_engine_has() -> None:
     """The table's own ops are never expanded, a plugin with a lowering neither."""
     graph = graph_with(Softened(2.0))

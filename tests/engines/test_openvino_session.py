@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -138,6 +139,17 @@ def test_weights_are_kept_alive() -> None:
     for b, a in zip(before, after, strict=True):
         np.testing.assert_array_equal(b, a)
     del litter
+
+
+def test_closing_gives_the_weights_back() -> None:
+    graph, weights = graph_of(WIDE, "bf16")
+    session = openvino.build(graph, {}).open(weights, OPTIONS)
+    held = [weakref.ref(array) for array, _ in session._weights.kept]
+    assert len(held) > 20
+    session.close()
+    session.close()
+    gc.collect()
+    assert not [ref for ref in held if ref() is not None]
 
 
 def test_cache_may_grow_and_shrink() -> None:
