@@ -43,7 +43,7 @@ def paddock(environment: dict[str, str], tmp_path: Path) -> Run:
             env=environment | variables,
             input=stdin,
             capture_output=True,
-            timeout=120,
+            timeout=300,
             check=False,
         )
         return subprocess.CompletedProcess(
