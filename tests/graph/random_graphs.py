@@ -126,12 +126,15 @@ class RandomGraph:
         return [F.linear(x, self._weight(8, self._width(x)))]
 
     def _fused(self, x: Tensor) -> list[Tensor]:
-        parts = (("a", 4), ("b", 8), ("c", 2))
-        y = F.linear(x, self._weight(14, self._width(x), parts=parts))
+        some = [(4, 8, 2), (4, 4), (8, 8, 8)]
+        sizes = some[int(self._random.integers(len(some)))]
+        parts = tuple(zip("abc", sizes, strict=False))
+        y = F.linear(x, self._weight(sum(sizes), self._width(x), parts=parts))
         if self._random.random() < 0.5:
-            y = y + self._weight(14, parts=parts)
+            y = y + self._weight(sum(sizes), parts=parts)
         # Sizes other than the parts' are cut from the product as it is.
-        sizes = (4, 8, 2) if self._random.random() < 0.8 else (8, 4, 2)
+        if self._random.random() < 0.2:
+            sizes = (sizes[0] - 2, sizes[1] + 2, *sizes[2:])
         return list(F.split(y, *sizes))
 
     def _rms(self, x: Tensor) -> list[Tensor]:
