@@ -51,11 +51,12 @@ def _activation_group(graph: Graph) -> int:
     """Activations meet quantized weights in 8 bits, for which there are integer kernels: how many
     share a scale. 0 where no weights are quantized.
 
-    As many as weights do is fastest; where they are more, or no divisor of the inputs, kernels
+    As many as weights do is fastest; where they are more, or more than there are inputs, kernels
     fall back to others which take twice the time.
     """
-    widths = []
+    group, quantized = LARGEST_GROUP, False
     for node in graph.find(Dequantize):
         columns, groups = node.inputs[0].type.size(1), node.inputs[1].type.size(1)
-        widths.append(columns // groups)
-    return gcd(LARGEST_GROUP, *widths) if widths else 0
+        width = columns // groups if groups > 1 else 1 << (columns.bit_length() - 1)
+        group, quantized = gcd(group, width), True
+    return group if quantized else 0
