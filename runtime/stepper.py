@@ -199,12 +199,12 @@ class Stepper:
             event.prompt_logprobs = (None, *sequence.prompt_logprobs)
 
         reason: FinishReason | None = None
-        if made >= params.min_tokens:
-            if token_id in self._eos_token_ids and not params.ignore_eos:
-                reason = FinishReason.STOP
-            elif token_id in request.stop_token_ids:
-                reason = FinishReason.STOP
-                event.stop_reason = token_id
+        # Before `min_tokens` the sampler takes none of these.
+        if token_id in self._eos_token_ids and not params.ignore_eos:
+            reason = FinishReason.STOP
+        elif token_id in request.stop_token_ids:
+            reason = FinishReason.STOP
+            event.stop_reason = token_id
         hidden = reason is not None and not params.include_stop
         if params.stop:
             # Here and not in the handle, because it decides whether the sequence goes on.

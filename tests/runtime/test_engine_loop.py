@@ -494,6 +494,18 @@ def test_closing_finishes_what_was_asked(session: GatedSession) -> None:
     loop.close()
 
 
+def test_a_request_that_comes_while_the_loop_ends_is_refused(
+    session: GatedSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It passed the queue's door just before that was closed; nobody would ever run it."""
+    assert session.limits is not None
+    loop = EngineLoop(session, session.limits, tokenizer=LetterTokenizer())
+    loop.close()
+    monkeypatch.setattr(loop._admission, "enter", lambda request: None)
+    with pytest.raises(LoopClosed):
+        loop.submit("abc")
+
+
 @pytest.mark.parametrize("options", [{"drain": False}, {"timeout_s": 0.05}])
 def test_closing_cancels_what_may_not_be_finished(
     session: GatedSession, options: dict[str, Any]

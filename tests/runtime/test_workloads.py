@@ -59,7 +59,7 @@ sampling = st.fixed_dictionaries(
         "ignore_eos": st.sampled_from([True, True, False]),
     },
     optional={
-        "min_tokens": st.integers(0, 1),
+        "min_tokens": st.integers(0, 12),
         "logprobs": st.integers(0, 2),
         "prompt_logprobs": st.integers(0, 2),
         "repetition_penalty": st.just(1.3),
@@ -123,16 +123,19 @@ class Workload:
         if action.follows is not None and action.follows < len(self.requests):
             earlier = self.requests[action.follows]
             prompt = [*earlier.sequences[0].token_ids.tolist(), *action.tail]
+        params = dict(action.params)
+        if params.get("max_tokens") is not None and "min_tokens" in params:
+            params["min_tokens"] = min(params["min_tokens"], params["max_tokens"])
         try:
             request = self.harness.submit(
                 prompt,
                 priority=action.priority,
                 deadline_s=action.deadline_s,
                 salt=action.salt,
-                **action.params,
+                **params,
             )
         except RequestTooLarge:
-            assert len(prompt) + max(action.params.get("min_tokens", 0), 1) > self.context
+            assert len(prompt) + max(params.get("min_tokens", 0), 1) > self.context
         except QueueFull:
             assert self.harness.admission.requests == self.harness.limits.max_queued_requests
         else:
