@@ -12,8 +12,8 @@ from typing import Self
 
 import numpy as np
 
-from paddock.graph import Graph, Node
-from paddock.graph.ops import Cast, Dequantize, Gather, Weight
+from paddock.graph import Graph
+from paddock.graph.ops import Gather, Weight
 from paddock.graph.tensor import fixed
 from paddock.runtime.engine_loop import EngineLoop
 from paddock.runtime.outputs import RequestResult
@@ -122,23 +122,16 @@ def bytes_read_per_step(graph: Graph) -> int:
     These are all but the tables of which rows are picked; a table that is the vocabulary head too
     is read.
     """
-    readers: dict[Node, list[tuple[Node, int]]] = {}
-    for node in graph.nodes:
-        for position, operand in enumerate(node.inputs):
-            readers.setdefault(operand.node, []).append((node, position))
-
-    def is_read(node: Node) -> bool:
-        return any(
-            is_read(reader)
-            if isinstance(reader.op, Dequantize | Cast)
-            else not (isinstance(reader.op, Gather) and position == 0)
-            for reader, position in readers.get(node, [])
-        )
-
+    read = {
+        operand.node
+        for node in graph.nodes
+        for position, operand in enumerate(node.inputs)
+        if not (isinstance(node.op, Gather) and position == 0)
+    }
     total = 0
     for node in graph.find(Weight):
         assert isinstance(node.op, Weight)
-        if is_read(node):
+        if node in read:
             total += math.prod(fixed(node.op.shape)) * node.op.dtype.bits // 8
     return total
 

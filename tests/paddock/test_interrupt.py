@@ -90,6 +90,56 @@ def test_at_any_moment(environment: dict[str, str], after_s: float, paddock_home
     assert leftovers(paddock_home) == []
 
 
+def run_with(environment: dict[str, str], folder: Path, program: str) -> str:
+    """Run a program that gets a Ctrl-C where `strike()` stands."""
+    (folder / "strike.py").write_text(
+        "import os, signal, time\n"
+        "def strike():\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    time.sleep(0.05)\n"
+    )
+    before = "import sys, time\nfrom paddock.commands import interrupt\ninterrupt.watch()\n"
+    done = subprocess.run(
+        [sys.executable, "-c", before + program],
+        cwd=folder,
+        env=environment | {"PYTHONPATH": f"{environment['PYTHONPATH']}:{folder}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_during_an_import_it_is_put_off(environment: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text("from strike import strike\nstrike()\n")
+    program = (
+        "try:\n"
+        "    import slow\n"
+        "    time.sleep(30)\n"
+        "except KeyboardInterrupt:\n"
+        "    print('slow' in sys.modules, interrupt.struck())\n"
+    )
+    assert run_with(environment, tmp_path, program) == "True True\n"
+
+
+def test_what_python_would_forget_strikes_again(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    program = (
+        "from strike import strike\n"
+        "class Dying:\n"
+        "    def __del__(self): strike()\n"
+        "try:\n"
+        "    Dying()\n"
+        "    time.sleep(30)\n"
+        "except KeyboardInterrupt:\n"
+        "    print('struck')\n"
+    )
+    assert run_with(environment, tmp_path, program) == "struck\n"
+
+
 def test_while_text_is_generated(environment: dict[str, str]) -> None:
     arguments = ("generate", "demo", "-p", "The ls command", "--ignore-eos", "--max-tokens", "900")
     with process(*arguments, "engine=reference", environment=environment) as started:

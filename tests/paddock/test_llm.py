@@ -122,10 +122,11 @@ def test_a_stream_is_the_text_in_pieces(llm: LLM) -> None:
 
 
 def test_leaving_a_stream_cancels_it(llm: LLM) -> None:
+    before = llm.stats().generated_tokens
     for _ in llm.stream("The ls command", LONG):
         break
     wait_until_idle(llm)
-    assert llm.stats().generated_tokens < 100_000
+    assert llm.stats().generated_tokens - before < 500
 
 
 def test_a_refused_prompt_leaves_nothing_running(llm: LLM) -> None:
@@ -187,7 +188,9 @@ def test_cancelling_a_task_cancels_its_requests(llm: LLM) -> None:
         assert all(isinstance(result, asyncio.CancelledError) for result in done)
 
     asyncio.run(cancelled())
+    before = llm.stats().generated_tokens
     wait_until_idle(llm)
+    assert llm.stats().generated_tokens - before < 500
 
 
 async def _drain(llm: LLM) -> None:
