@@ -152,7 +152,7 @@ def test_tied_head_wins_over_a_stored_one() -> None:
 
 def test_a_tied_slot_may_be_stored_under_another_name() -> None:
     slots = {"embed.weight": Parameter((4, 2)), "head.weight": Parameter((4, 2))}
-    rules = [Tie("head.weight", to="embed.weight"), Rename("head", "output")]
+    rules: list[Rule] = [Tie("head.weight", to="embed.weight"), Rename("head", "output")]
     tensors = infos({"embed.weight": (4, 2), "output.weight": (4, 2)})
     assert prove(slots, tensors, rules, tied=True).ignored == ("output.weight",)
 
