@@ -222,7 +222,7 @@ def test_hostile_values_give_a_graph_or_a_graph_error(edits: list[tuple[Any, Any
             if value is KeyError:
                 del place[path[-1]]
             else:
-                place[path[-1]] = value
+                place[path[-1]] = copy.deepcopy(value)  # a later edit may write into it
         except (IndexError, KeyError, TypeError, AttributeError):
             continue  # an earlier edit took the place away
     read_or_refused(json.dumps(data))
