@@ -17,6 +17,7 @@ STANDARD: list[Pass] = [
     ("simplify", simplify.RULES),
     merge_equal,
     ("select_rows_early", select_rows_early.RULES),
+    merge_equal,  # of the rows that several norms are given
     remove_dead,
 ]
 

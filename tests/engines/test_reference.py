@@ -11,10 +11,11 @@ from paddock.engines import reference
 from paddock.engines.protocol import BuildError, StepInputs
 from paddock.engines.reference.evaluate import evaluate
 from paddock.graph import Array, DType, Graph, GraphError, Mesh, Node, use_graph
-from paddock.graph.ops import Attention, RMSNorm, input_tensor
+from paddock.graph.ops import Attention, Linear, RMSNorm, input_tensor
 from paddock.graph.tensor import TOKENS
 from paddock.layers import trace
 from paddock.models import registry
+from tests.graph.dense_attention import dense
 from tests.models.bound_arrays import BoundArrays
 from tests.models.expected_logits import expected
 from tests.models.opened import opened
@@ -197,15 +198,25 @@ def test_f64_is_f64_throughout() -> None:
     session = opened(some, "reference", dtype=DType.F64)
     session.allocate_cache(8)
     assert session.block_bytes == 5 * 2 * session.block_size * 2 * 16 * 8
-    kept: list[np.dtype[np.float64]] = []
+    made: dict[int, Array] = {}
+    attended: list[Node] = []
 
     def observe(node: Node, values: tuple[Array, ...]) -> None:
-        if isinstance(node.op, Attention | RMSNorm):
-            kept.append(values[0].dtype)
+        made.update({id(t): v for t, v in zip(node.outputs, values, strict=True)})
+        if isinstance(node.op, Attention):
+            attended.append(node)
+        if isinstance(node.op, Attention | RMSNorm | Linear):
+            assert values[0].dtype == np.float64
 
     step = step_inputs(session, [(some.sequences[1], 0, range(3))], np.arange(2))
     session.outputs(step, observe)  # type: ignore[attr-defined]
-    assert set(kept) == {np.dtype(np.float64)}
+    assert len(attended) == 5
+    for node in attended:  # keys and values come back from the cache as they went in
+        assert isinstance(node.op, Attention)
+        q, k, v = (made[id(t)] for t in node.inputs[:3])
+        np.testing.assert_allclose(
+            made[id(node.outputs[0])], dense(node.op, q, k, v), rtol=1e-12, atol=1e-12
+        )
 
 
 def test_ranks_need_a_communicator() -> None:

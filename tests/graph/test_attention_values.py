@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,26 +9,7 @@ from hypothesis import strategies as st
 
 from paddock.graph import Array, DType
 from paddock.graph.ops import Attention
-
-
-def dense(op: Attention, q: Array, k: Array, v: Array) -> Array:
-    """One sequence, every token and head by itself, in f64."""
-    tokens, heads, _ = q.shape
-    group = heads // k.shape[1]
-    out = np.zeros((tokens, heads, v.shape[2]))
-    for i in range(tokens):
-        first = 0 if op.window is None else max(0, i - op.window + 1)
-        for h in range(heads):
-            scores = []
-            for j in range(first, i + 1):
-                score = op.scale * float(np.dot(q[i, h], k[j, h // group]))
-                if op.soft_cap is not None:
-                    score = op.soft_cap * math.tanh(score / op.soft_cap)
-                scores.append(score)
-            weights = np.exp(np.array(scores) - max(scores))
-            weights /= weights.sum()
-            out[i, h] = weights @ v[first : i + 1, h // group]
-    return out
+from tests.graph.dense_attention import dense
 
 
 @st.composite

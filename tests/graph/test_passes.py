@@ -140,6 +140,16 @@ def fused(sizes: tuple[int, ...], *, bias: bool, quantized: bool = False) -> Gra
     return graph
 
 
+def test_rows_that_are_picked_for_two_norms_are_picked_once() -> None:
+    graph = Graph()
+    with use_graph(graph):
+        x, w, v = tensors("f32[tokens, 8]", "f32[8]", "f32[8]")
+        rows = tensor("i64[rows]", "rows")
+        picked = [F.gather(F.rms_norm(x, weight, 0.1), rows) for weight in (w, v)]
+    result = run_passes(graph_of(*picked, of=graph), STANDARD)
+    assert ops_of(result) == {"gather": 1, "rms_norm": 2}
+
+
 def test_fused_linears_are_split_along_their_parts() -> None:
     graph = run_passes(
         fused((6, 2), bias=True, quantized=True),
@@ -256,5 +266,6 @@ def test_a_caller_sees_the_graph_behind_each_pass() -> None:
         "simplify",
         "merge_equal",
         "select_rows_early",
+        "merge_equal",
         "remove_dead",
     ]

@@ -49,6 +49,7 @@ def test_what_the_published_configs_say_is_what_is_read() -> None:
     assert smol.scaling().rope_theta == 5e6
     assert config(REAL_CONFIGS["mistralai/Mistral-7B-v0.1"]).window(3) == 4096
     assert config(REAL_CONFIGS["mistralai/Mistral-7B-Instruct-v0.3"]).window(3) is None
+    assert config(MISTRAL).window(0) == 4096  # left out is not null
     assert config(REAL_CONFIGS["Qwen/Qwen2.5-7B"]).window(27) is None
     assert config(REAL_CONFIGS["Qwen/Qwen2.5-7B"]).qkv_bias
     assert not config(REAL_CONFIGS["Qwen/Qwen3-0.6B"]).qkv_bias
