@@ -13,6 +13,9 @@ from tests.models.opened import ENGINES, OPTIONS, TOLERANCE, engine_kind
 from tests.models.parity_cases import Case, case
 from tests.models.play import chunks, play, relative_error, whole
 
+# OpenVINO rounds activations that meet integer weights to 8 bits, too; what a wrong scale or a wrong
+# half of a packed pair does is of the order of 1.
+ROUNDED = TOLERANCE | {"openvino": 0.12}
 I8, I4 = QuantFormat(DType.I8), QuantFormat(DType.I4, 16)
 
 
@@ -83,7 +86,7 @@ def test_integers_compute_what_they_stand_for(engine: str, weights: QuantFormat)
     expected = play(truth, some.sequences, whole(lengths), random)
     found = play(session, some.sequences, chunks(lengths, random), random)
     session.close()
-    assert relative_error(found, expected) < TOLERANCE[engine]
+    assert relative_error(found, expected) < ROUNDED[engine]
     # The test is not of weights that rounding leaves alone.
     assert max(np.abs(rounded[n] - a).max() for n, a in some.checkpoint().items()) > 1e-3
 
