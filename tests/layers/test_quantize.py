@@ -13,7 +13,7 @@ from tests.models.opened import ENGINES, OPTIONS, TOLERANCE, engine_kind
 from tests.models.parity_cases import Case, case
 from tests.models.play import chunks, play, relative_error, whole
 
-# OpenVINO rounds activations that meet integer weights to 8 bits, too; what a wrong scale or a wrong
+# OpenVINO rounds activations that meet integer weights to 8 bits, too. What a wrong scale or
 # half of a packed pair does is of the order of 1.
 ROUNDED = TOLERANCE | {"openvino": 0.12}
 I8, I4 = QuantFormat(DType.I8), QuantFormat(DType.I4, 16)
