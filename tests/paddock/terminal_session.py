@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import select
-import signal
+import subprocess
 import sys
 import termios
 import time
@@ -13,19 +13,34 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
+# Opening it gives a process that leads a session its controlling terminal, so that Ctrl-C comes as
+# a signal. The process of the tests has threads and must not fork by itself: what their libraries
+# hold at that moment would stay locked in the child.
+_ON_ITS_TERMINAL = (
+    "import os, sys;"
+    " os.close(os.open(os.ttyname(0), os.O_RDWR));"
+    " os.execv(sys.argv[1], sys.argv[1:])"
+)
+
 
 class TerminalSession:
     """Type with `send`, read with `expect`. What was shown so far is `shown`."""
 
     def __init__(self, arguments: list[str], environment: Mapping[str, str]) -> None:
-        command = [sys.executable, "-m", "paddock", *arguments]
-        self.pid, self._terminal = pty.fork()
-        if self.pid == 0:
-            os.execve(sys.executable, command, {**environment, "TERM": "dumb"})
-        termios.tcsetwinsize(self._terminal, (50, 400))  # so that long lines are not scrolled
+        self._terminal, inside = pty.openpty()
+        termios.tcsetwinsize(inside, (50, 400))  # so that long lines are not scrolled
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _ON_ITS_TERMINAL, sys.executable, "-m", "paddock", *arguments],
+            stdin=inside,
+            stdout=inside,
+            stderr=inside,
+            env={**environment, "TERM": "dumb"},
+            start_new_session=True,
+        )
+        os.close(inside)
+        self.pid = self._process.pid
         self.shown = ""
         self._read = 0  # how much of it `expect` has passed
-        self._status: int | None = None
 
     def send(self, text: str) -> None:
         os.write(self._terminal, text.encode())
@@ -34,7 +49,7 @@ class TerminalSession:
         """The terminal makes it a SIGINT for the foreground process."""
         self.send("\x03")
 
-    def expect(self, text: str, timeout_s: float = 60.0) -> str:
+    def expect(self, text: str, timeout_s: float = 180.0) -> str:
         """Wait until `text` is shown after what was expected before; what came until then."""
         end = time.monotonic() + timeout_s
         while (found := self.shown.find(text, self._read)) < 0:
@@ -44,17 +59,16 @@ class TerminalSession:
         self._read = found + len(text)
         return before
 
-    def wait(self, timeout_s: float = 60.0) -> int:
+    def wait(self, timeout_s: float = 180.0) -> int:
         """The exit code, when it has ended."""
         end = time.monotonic() + timeout_s
-        while self._status is None:
+        while (status := self._process.poll()) is None:
             self._more(min(end, time.monotonic() + 0.05))
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self._status = os.waitstatus_to_exitcode(status)
-            elif time.monotonic() > end:
+            if time.monotonic() > end:
                 raise AssertionError(f"it did not end; shown was:\n{self.shown}")
-        return self._status
+        while self._more(time.monotonic()):  # what it showed last
+            pass
+        return status
 
     def _more(self, end: float) -> bool:
         """Read what is there; false at the end of the process's output, or of the time."""
@@ -77,7 +91,6 @@ class TerminalSession:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._status is None:
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
+        self._process.kill()
+        self._process.wait()
         os.close(self._terminal)
