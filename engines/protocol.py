@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -50,6 +50,22 @@ class Session(Protocol):
 
 
 @dataclass(frozen=True)
+class Rounding:
+    """How coarsely an engine computes what a graph says; a build's check measures the effect."""
+
+    dtype: DType  # of arithmetic, and of what passes between ops
+    activation_group: int | None = None
+    """Beside integer weights, activations are rounded to 8 bits; so many share a scale."""
+    cache: DType | None = None  # of keys and values, where it is another
+
+
+def rounding_of_graph(graph: Graph, options: Mapping[str, Any]) -> Rounding:
+    """Of an engine that computes in the graph's own type. `options`: `cache_dtype`."""
+    cache = options.get("cache_dtype") or "auto"
+    return Rounding(graph.dtype, cache=None if cache == "auto" else DType(cache))
+
+
+@dataclass(frozen=True)
 class Capabilities:
     """What an engine can do; recipes are checked against it before anything expensive."""
 
@@ -57,6 +73,7 @@ class Capabilities:
     quantization: tuple[DType, ...]  # integer types of weights
     cache_dtypes: tuple[str, ...]
     collectives: bool = False
+    rounding: Callable[[Graph, Mapping[str, Any]], Rounding] = rounding_of_graph
 
 
 class WeightSource(Protocol):

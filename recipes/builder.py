@@ -11,8 +11,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from paddock.engines.protocol import EngineKind
-from paddock.graph import DType
+from paddock.engines.protocol import EngineKind, Rounding
+from paddock.engines.reference.rounding import rounded
+from paddock.graph import DType, Graph
 from paddock.graph.ops import Weight, scale_name
 from paddock.graph.tensor import fixed
 from paddock.recipes import verify
@@ -233,7 +234,9 @@ class Builder:
     def _check(self, place: Path, weights: BoundWeights) -> verify.Check | None:
         """Compare what was just saved with the reference, as far as that fits into memory."""
         if self.kind.NAME == "reference":
-            return verify.Check(self.traced.layers, 0.0, 0.0)  # it is what others are held against
+            return verify.Check(
+                self.traced.layers, 0.0, 0.0, 0.0
+            )  # it is what others are held against
         self.progress.update("check", 0, None, "")
         cut = self._retraced(DType.F32, verify.CUT_LAYERS)
         layers = verify.layers_to_check(
@@ -255,32 +258,35 @@ class Builder:
                 if layers
                 else engine
             )
-        allowed = verify.tolerance(
-            self.traced.dtype,
-            quantized=self.recipe.quant.weights != "none",
-            small_cache=self.recipe.engine.cache_dtype
-            not in ("auto", "f32", str(self.traced.dtype)),
-            layers=max(layers, 1),
-        )
         if not layers:
             self.progress.note(
                 "the build runs, but is not compared with the reference engine: that would take"
                 f" {_size(verify.f32_bytes(cut.module))} of memory for {verify.CUT_LAYERS} layers"
             )
-            return verify.Check(0, 0.0, allowed)
+            return verify.Check(0, 0.0, 0.0, 0.0)
         exact = cut if layers == cut.layers else self._retraced(DType.F32, layers)
         session = engine.open(weights, self.options)
         try:
-            error = verify.compare(session, exact.graph, weights, allowed)
+            check = verify.compare(
+                session, exact.graph, self._rounded(exact), weights, layers=layers
+            )
         finally:
             session.close()
             self.progress.update("check", 1, 1, "")
         of = "" if layers == self.traced.layers else f" of {self.traced.layers}"
         self.progress.note(
-            f"checked against the reference engine: {layers}{of} layers, logits within {error:.1e}"
-            f" (rounding explains {allowed:.1e})"
+            f"checked against the reference engine: {layers}{of} layers, logits {check.error:.1e}"
+            f" away ({check.rounding:.1e} by rounding alone)"
         )
-        return verify.Check(layers, error, allowed)
+        return check
+
+    def _rounded(self, exact: Traced) -> Graph | None:
+        """The graph of a check with the engine's rounding, or None where it is f32 throughout."""
+        rounding = self.kind.CAPABILITIES.rounding(self.traced.graph, self.options)
+        if rounding == Rounding(DType.F32):
+            return None
+        coarse = self._retraced(rounding.dtype, exact.layers)
+        return rounded(coarse.graph, rounding)
 
     def _retraced(self, dtype: DType, layers: int) -> Traced:
         """The same model with its first layers alone."""

@@ -16,7 +16,7 @@ import openvino as ov
 from paddock.engines.openvino.lowering import lowers
 from paddock.engines.openvino.paged_attention import check_binding
 from paddock.engines.openvino.session import OpenVINOSession
-from paddock.engines.openvino.settings import settings
+from paddock.engines.openvino.settings import rounding, settings
 from paddock.engines.protocol import BuildError, Capabilities, StepInputs, WeightSource
 from paddock.graph import DType, Graph, GraphError, Tensor
 from paddock.graph.ops import Attention, Dequantize, Input
@@ -32,6 +32,7 @@ CAPABILITIES = Capabilities(
     dtypes=(DType.F32, DType.BF16),
     quantization=(DType.I8, DType.I4),
     cache_dtypes=("auto", "f32", "f16", "bf16", "u8"),
+    rounding=rounding,
 )
 
 

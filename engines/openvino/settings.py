@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from math import gcd
 from typing import Any
 
-from paddock.engines.protocol import BuildError
+from paddock.engines.protocol import BuildError, Rounding
 from paddock.graph import DType, Graph
 from paddock.graph.ops import Dequantize
 
@@ -45,6 +45,16 @@ def settings(graph: Graph, options: Mapping[str, Any]) -> dict[str, Any]:
     if options.get("threads"):
         properties["INFERENCE_NUM_THREADS"] = int(options["threads"])
     return properties
+
+
+def rounding(graph: Graph, options: Mapping[str, Any]) -> Rounding:
+    """What these properties make the plugin round."""
+    properties = settings(graph, options)
+    precision, cache = (
+        DType(properties[key]) for key in ("INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION")
+    )
+    group = properties.get("DYNAMIC_QUANTIZATION_GROUP_SIZE")
+    return Rounding(precision, group, None if cache is precision else cache)
 
 
 def _activation_group(graph: Graph) -> int:

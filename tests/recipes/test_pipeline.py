@@ -112,7 +112,8 @@ def test_every_form_of_the_demo_builds_and_passes_its_check(
     built = build(*overrides)
     check = built.manifest["check"]
     assert check["layers"] == 6
-    assert 0 < check["error"] < check["tolerance"] / 2  # a margin, so that others' processors pass
+    assert check["error"] > 0
+    assert check["share"] < 0.75  # a margin, so that others' processors pass
     assert text(*overrides).strip()
 
 
