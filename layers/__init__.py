@@ -1,10 +1,11 @@
 """The layer library: what architectures are composed of."""
 
+from paddock.layers.activation import ACTIVATIONS, activate
 from paddock.layers.attention import Attention
-from paddock.layers.embedding import Embedding
+from paddock.layers.embedding import Embedding, PositionEmbedding
 from paddock.layers.linear import ColumnLinear, RowLinear, VocabHead
 from paddock.layers.mlp import MLP, GatedMLP
-from paddock.layers.norm import LayerNorm, RMSNorm
+from paddock.layers.norm import HeadwiseLayerNorm, JointRMSNorm, LayerNorm, RMSNorm
 from paddock.layers.pipeline import Pipeline
 from paddock.layers.quantize import quantize
 from paddock.layers.rotary import Rotary, RotaryScaling
@@ -12,19 +13,24 @@ from paddock.layers.step import Step
 from paddock.layers.trace import trace
 
 __all__ = [
+    "ACTIVATIONS",
     "MLP",
     "Attention",
     "ColumnLinear",
     "Embedding",
     "GatedMLP",
+    "HeadwiseLayerNorm",
+    "JointRMSNorm",
     "LayerNorm",
     "Pipeline",
+    "PositionEmbedding",
     "RMSNorm",
     "Rotary",
     "RotaryScaling",
     "RowLinear",
     "Step",
     "VocabHead",
+    "activate",
     "quantize",
     "trace",
 ]

@@ -3,7 +3,6 @@
 from paddock.graph import Cache, Module, Parts, Shard, Tensor, current_mesh
 from paddock.graph import ops as F
 from paddock.layers.linear import ColumnLinear, RowLinear
-from paddock.layers.norm import RMSNorm
 from paddock.layers.rotary import Rotary
 from paddock.layers.step import Step
 
@@ -19,8 +18,9 @@ class Attention(Module):
         k k k k           k   k             k
 
     `rotary` None leaves positions out; `window` is how many tokens a token sees, itself counted;
-    `qk_norm_eps` adds an RMSNorm over each head of q and k before they are turned; `scale`
-    defaults to 1 / sqrt(head_dim).
+    `q_norm` and `k_norm` are applied to [tokens, heads, head_dim] before these are turned; `clip`
+    bounds what the projections give; `alibi` lets a score fall with the distance, by the slopes of
+    Press et al. 2021 times `alibi`; `scale` defaults to 1 / sqrt(head_dim).
     """
 
     def __init__(
@@ -34,7 +34,10 @@ class Attention(Module):
         window: int | None = None,
         soft_cap: float | None = None,
         scale: float | None = None,
-        qk_norm_eps: float | None = None,
+        q_norm: Module | None = None,
+        k_norm: Module | None = None,
+        clip: float | None = None,
+        alibi: float | None = None,
         bias: bool = False,
         out_bias: bool = False,
     ) -> None:
@@ -42,9 +45,7 @@ class Attention(Module):
         self.qkv_proj = ColumnLinear(
             hidden, {"q": q, "k": kv, "v": kv}, unit=head_dim, repeat=True, bias=bias
         )
-        if qk_norm_eps is not None:
-            self.q_norm = RMSNorm(head_dim, eps=qk_norm_eps)
-            self.k_norm = RMSNorm(head_dim, eps=qk_norm_eps)
+        self.q_norm, self.k_norm = q_norm, k_norm
         self.rotary = rotary
         self.o_proj = RowLinear(q, hidden, unit=head_dim, bias=out_bias)
         by_head = Shard(0, Parts({"heads": kv_heads}, repeat=True))
@@ -52,15 +53,17 @@ class Attention(Module):
         self.value_cache = Cache((kv_heads, head_dim), by_head)
         self.head_dim, self.window, self.soft_cap = head_dim, window, soft_cap
         self.scale = head_dim**-0.5 if scale is None else scale
-        self.has_qk_norm = qk_norm_eps is not None
+        self.heads, self.clip, self.alibi = heads, clip, alibi
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """x: [tokens, hidden] -> [tokens, hidden]."""
         # Keys may be repeated over ranks, queries not: this says so before the fused slot is cut.
         self.o_proj.weight.local_shape(current_mesh())
         q, k, v = (self._heads(y) for y in self.qkv_proj(x))
-        if self.has_qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
+        if self.clip is not None:
+            q, k, v = (F.clamp(y, -self.clip, self.clip) for y in (q, k, v))
+        q = q if self.q_norm is None else self.q_norm(q)
+        k = k if self.k_norm is None else self.k_norm(k)
         if self.rotary is not None:
             q, k = self.rotary(q, k, step)
         y = F.attention(
@@ -75,9 +78,26 @@ class Attention(Module):
             scale=self.scale,
             window=self.window,
             soft_cap=self.soft_cap,
+            alibi=self._slopes(),
         )
         return self.o_proj(F.reshape(y, y.type.size(1) * y.type.size(2)))
+
+    def _slopes(self) -> tuple[float, ...] | None:
+        """Of this rank's heads."""
+        if self.alibi is None:
+            return None
+        own = Parts({"heads": self.heads}).slice("heads", current_mesh())
+        return tuple(slope * self.alibi for slope in alibi_slopes(self.heads)[own])
 
     def _heads(self, y: Tensor) -> Tensor:
         """[tokens, heads * head_dim] -> [tokens, heads, head_dim], as many as this rank has."""
         return F.reshape(y, y.type.size(1) // self.head_dim, self.head_dim)
+
+
+def alibi_slopes(heads: int) -> list[float]:
+    """2^(-8 i / heads) for a power of two; between two powers, those of the lower and every other
+    of the higher: Press et al. 2021, arxiv.org/abs/2108.12409, and its reference code."""
+    power = 1 << (heads.bit_length() - 1)
+    slopes = [2.0 ** (-8 * (i + 1) / power) for i in range(power)]
+    slopes += [2.0 ** (-4 * (2 * i + 1) / power) for i in range(heads - power)]
+    return slopes

@@ -50,12 +50,25 @@ class RowLinear(Module):
 
 
 class VocabHead(Module):
-    """Logits of the rows that somebody reads, in f32; the vocabulary is divided over ranks."""
+    """Logits of the rows that somebody reads, in f32; the vocabulary is divided over ranks.
 
-    def __init__(self, size: int, vocab: int, *, bias: bool = False) -> None:
+    They are multiplied by `scale`, and then held within +-`soft_cap` by a tanh, where it is given
+    (Gemma 2, arxiv.org/abs/2408.00118).
+    """
+
+    def __init__(
+        self,
+        size: int,
+        vocab: int,
+        *,
+        bias: bool = False,
+        scale: float = 1.0,
+        soft_cap: float | None = None,
+    ) -> None:
         rows = Parts({"vocab": vocab})
         self.weight = Parameter((vocab, size), Shard(0, rows), quantizable=True)
         self.bias = Parameter((vocab,), Shard(0, rows)) if bias else None
+        self.scale, self.soft_cap = scale, soft_cap
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """x: [tokens, size] -> f32 [rows, vocab]."""
@@ -63,4 +76,7 @@ class VocabHead(Module):
         if self.bias is not None:
             y = y + self.bias.tensor
         ranks = current_mesh().tp
-        return F.cast(F.all_gather(y, ranks) if ranks > 1 else y, DType.F32)
+        y = F.cast(F.all_gather(y, ranks) if ranks > 1 else y, DType.F32) * self.scale
+        if self.soft_cap is None:
+            return y
+        return F.activation(y * (1 / self.soft_cap), "tanh") * self.soft_cap

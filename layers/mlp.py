@@ -1,7 +1,7 @@
 """Feed-forward layers."""
 
 from paddock.graph import Module, Tensor
-from paddock.graph import ops as F
+from paddock.layers.activation import activate
 from paddock.layers.linear import ColumnLinear, RowLinear
 
 
@@ -18,7 +18,7 @@ class GatedMLP(Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: [tokens, hidden] -> [tokens, hidden]."""
         gate, up = self.gate_up_proj(x)
-        return self.down_proj(F.activation(gate, self.activation) * up)
+        return self.down_proj(activate(gate, self.activation) * up)
 
 
 class MLP(Module):
@@ -34,4 +34,4 @@ class MLP(Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: [tokens, hidden] -> [tokens, hidden]."""
         (up,) = self.up_proj(x)
-        return self.down_proj(F.activation(up, self.activation))
+        return self.down_proj(activate(up, self.activation))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from paddock.graph import GraphError, Module, Tensor
 from paddock.layers import (
+    ACTIVATIONS,
     Attention,
     Embedding,
     GatedMLP,
@@ -44,6 +46,8 @@ class LlamaConfig(ModelConfig):
     tie_word_embeddings: bool = False
 
     default_theta: ClassVar[float] = 10_000.0
+    default_rotary_part: ClassVar[float | None] = None  # of a head, where a file does not say
+    interleaved: ClassVar[bool] = False  # pairs that turn are neighbours
     qk_norm: ClassVar[bool] = False
 
     @model_validator(mode="after")
@@ -75,7 +79,13 @@ class LlamaConfig(ModelConfig):
             theta=self.rope_theta,
             default_theta=self.default_theta,
             max_position_embeddings=self.max_position_embeddings,
+            partial_rotary_factor=self.rotary_part,
         )
+
+    @property
+    def rotary_part(self) -> float | None:
+        """How much of a head turns, where `rope_parameters` does not say."""
+        return self.default_rotary_part
 
     @property
     def qkv_bias(self) -> bool:
@@ -90,59 +100,104 @@ class LlamaConfig(ModelConfig):
         """Whether this layer turns queries and keys by their positions."""
         return True
 
+    def rotary(self, layer: int) -> Rotary | None:
+        """How this layer turns queries and keys."""
+        if not self.has_rotary(layer):
+            return None
+        return Rotary(self.head_dim, self.scaling(), interleaved=self.interleaved)
+
     def window(self, layer: int) -> int | None:
         """How many tokens a token of this layer sees, or None for all before it."""
         return None
 
+    def norm(self) -> Module:
+        """The normalisation of the residual stream."""
+        return RMSNorm(self.hidden_size, eps=self.rms_norm_eps)
 
-# hidden_act by Hugging Face's names -> the graph's.
-ACTIVATIONS = {
-    "silu": "silu",
-    "swish": "silu",
-    "gelu": "gelu",
-    "gelu_python": "gelu",
-    "gelu_fast": "gelu_tanh",
-    "gelu_new": "gelu_tanh",
-    "gelu_python_tanh": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
-    "sigmoid": "sigmoid",
-    "tanh": "tanh",
-}
+    def head_norm(self, heads: int) -> Module | None:
+        """What normalises so many heads of queries, or of keys."""
+        return RMSNorm(self.head_dim, eps=self.rms_norm_eps) if self.qk_norm else None
+
+    def mlp(self) -> Module:
+        return GatedMLP(
+            self.hidden_size,
+            self.intermediate_size,
+            activation=self.hidden_act,
+            bias=self.mlp_bias,
+        )
+
+    # Constants by which descendants multiply.
+
+    @property
+    def embedding_scale(self) -> float:
+        return 1.0
+
+    @property
+    def attention_scale(self) -> float:
+        return float(self.head_dim**-0.5)
+
+    @property
+    def residual_scale(self) -> float:
+        """On what attention and MLP add to the residual stream."""
+        return 1.0
+
+    @property
+    def logit_scale(self) -> float:
+        return 1.0
+
+    @property
+    def score_cap(self) -> float | None:
+        """The bound of attention's scores."""
+        return None
+
+    @property
+    def logit_cap(self) -> float | None:
+        """The bound of the logits."""
+        return None
+
+    @property
+    def clip(self) -> float | None:
+        """The bound of queries, keys and values."""
+        return None
+
+
+def attention(cfg: LlamaConfig, layer: int) -> Attention:
+    """The attention of one layer."""
+    return Attention(
+        cfg.hidden_size,
+        heads=cfg.num_attention_heads,
+        kv_heads=cfg.num_key_value_heads,
+        head_dim=cfg.head_dim,
+        rotary=cfg.rotary(layer),
+        window=cfg.window(layer),
+        soft_cap=cfg.score_cap,
+        scale=cfg.attention_scale,
+        q_norm=cfg.head_norm(cfg.num_attention_heads),
+        k_norm=cfg.head_norm(cfg.num_key_value_heads),
+        clip=cfg.clip,
+        bias=cfg.qkv_bias,
+        out_bias=cfg.out_bias,
+    )
 
 
 class LlamaBlock(Module):
     def __init__(self, cfg: LlamaConfig, layer: int) -> None:
-        self.input_layernorm = RMSNorm(cfg.hidden_size, eps=cfg.rms_norm_eps)
-        self.self_attn = Attention(
-            cfg.hidden_size,
-            heads=cfg.num_attention_heads,
-            kv_heads=cfg.num_key_value_heads,
-            head_dim=cfg.head_dim,
-            rotary=Rotary(cfg.head_dim, cfg.scaling()) if cfg.has_rotary(layer) else None,
-            window=cfg.window(layer),
-            qk_norm_eps=cfg.rms_norm_eps if cfg.qk_norm else None,
-            bias=cfg.qkv_bias,
-            out_bias=cfg.out_bias,
-        )
-        self.post_attention_layernorm = RMSNorm(cfg.hidden_size, eps=cfg.rms_norm_eps)
-        self.mlp = GatedMLP(
-            cfg.hidden_size,
-            cfg.intermediate_size,
-            activation=ACTIVATIONS[cfg.hidden_act],
-            bias=cfg.mlp_bias,
-        )
+        self.input_layernorm = cfg.norm()
+        self.self_attn = attention(cfg, layer)
+        self.post_attention_layernorm = cfg.norm()
+        self.mlp = cfg.mlp()
+        self.residual = cfg.residual_scale
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), step)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        x = x + self.self_attn(self.input_layernorm(x), step) * self.residual
+        return x + self.mlp(self.post_attention_layernorm(x)) * self.residual
 
 
 class LlamaModel(Module):
-    def __init__(self, cfg: LlamaConfig) -> None:
-        self.embed_tokens = Embedding(cfg.vocab_size, cfg.hidden_size)
-        self.layers = Pipeline(LlamaBlock(cfg, i) for i in range(cfg.num_hidden_layers))
-        self.norm = RMSNorm(cfg.hidden_size, eps=cfg.rms_norm_eps)
+    def __init__(self, cfg: LlamaConfig, block: Callable[[Any, int], Module]) -> None:
+        self.embed_tokens = Embedding(cfg.vocab_size, cfg.hidden_size, scale=cfg.embedding_scale)
+        self.layers = Pipeline(block(cfg, i) for i in range(cfg.num_hidden_layers))
+        self.norm = cfg.norm()
 
     def forward(self, step: Step) -> Tensor:
         x = self.embed_tokens(step.token_ids)
@@ -152,11 +207,14 @@ class LlamaModel(Module):
 
 class LlamaForCausalLM(Module):
     Config: ClassVar[type[LlamaConfig]] = LlamaConfig
+    Block: ClassVar[Callable[[Any, int], Module]] = LlamaBlock
     weight_map: ClassVar[str] = "paddock.weights.llama"
 
     def __init__(self, cfg: LlamaConfig) -> None:
-        self.model = LlamaModel(cfg)
-        self.lm_head = VocabHead(cfg.hidden_size, cfg.vocab_size)
+        self.model = LlamaModel(cfg, type(self).Block)
+        self.lm_head = VocabHead(
+            cfg.hidden_size, cfg.vocab_size, scale=cfg.logit_scale, soft_cap=cfg.logit_cap
+        )
 
     def forward(self, step: Step) -> Tensor:
         return self.lm_head(self.model(step), step)

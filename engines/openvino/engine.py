@@ -19,7 +19,7 @@ from paddock.engines.openvino.session import OpenVINOSession
 from paddock.engines.openvino.settings import rounding, settings
 from paddock.engines.protocol import BuildError, Capabilities, StepInputs, WeightSource
 from paddock.graph import DType, Graph, GraphError, Tensor
-from paddock.graph.ops import Attention, Dequantize, Input
+from paddock.graph.ops import Dequantize, Input
 from paddock.graph.passes import run_passes
 from paddock.graph.passes.expand import expand
 from paddock.graph.passes.pattern import Match, Rewrite
@@ -69,12 +69,6 @@ def build(graph: Graph, options: Mapping[str, Any]) -> OpenVINOEngine:
             raise BuildError(
                 f"{node.where}: the step has no array {node.op.key!r}; it has {', '.join(_STEP)}"
             )
-    capped = next((n for n in graph.find(Attention) if n.op.attributes["soft_cap"]), None)
-    if capped is not None:
-        raise BuildError(
-            f"{capped.where}: OpenVINO's paged attention has no soft cap on scores; use"
-            " engine=reference for this model"
-        )
     settings(graph, options)  # a cache type that does not go with the arithmetic fails here
     return OpenVINOEngine(graph)
 

@@ -16,7 +16,8 @@ import openvino as ov
 from openvino import PartialShape, Shape, Type, op
 from openvino import opset16 as opset
 
-from paddock.engines.openvino.paged_attention import Heads, paged_attention
+from paddock.engines.openvino.paged_attention import Heads, paged_attention, takes
+from paddock.engines.openvino.portable_attention import PortableAttention
 from paddock.engines.openvino.weights import OV_TYPES, Weights
 from paddock.engines.protocol import BuildError
 from paddock.graph import DType, Graph, Node, Tensor
@@ -24,6 +25,7 @@ from paddock.graph import ops as F
 from paddock.graph.op import Op
 
 INT32_MAX = 2**31 - 1
+BLOCK_SIZE = 32  # fixed by the CPU plugin's paged attention
 
 
 @dataclass
@@ -32,6 +34,8 @@ class Lowering:
 
     weights: Weights
     stored: set[Tensor]  # integers and scales, which the dequantize over them reads
+    portable: PortableAttention  # for attention that OpenVINO's own kernel does not take
+    portable_caches: set[Tensor]
     parameters: dict[str, Any] = field(default_factory=dict)
     tables: dict[Tensor, Any] = field(default_factory=dict)
 
@@ -50,10 +54,14 @@ class Lowering:
         return self.tables[tensor]
 
 
-def lower(graph: Graph, weights: Weights) -> ov.Model:
-    """The whole graph. Raises `BuildError` under the module path of what cannot be lowered."""
+def lower(graph: Graph, weights: Weights, cache_dtype: str = "f32") -> ov.Model:
+    """The whole graph. Raises `BuildError` under the module path of what cannot be lowered.
+
+    `cache_dtype` is that of caches which Paddock itself writes (see `portable_attention.py`).
+    """
     stored = {t for n in graph.find(F.Dequantize) for t in n.inputs}
-    state = Lowering(weights, stored)
+    portable = PortableAttention(BLOCK_SIZE, cache_dtype)
+    state = Lowering(weights, stored, portable, portable_caches(graph))
     values: dict[Tensor, Any] = {}
     for node in graph.nodes:
         inputs = [values[t] for t in node.inputs]
@@ -69,7 +77,27 @@ def lower(graph: Graph, weights: Weights) -> ov.Model:
         result = op.Result(_output(values[tensor]))
         result.output(0).get_tensor().set_names({f"output_{i}"})
         results.append(result)
-    return ov.Model(results, list(state.parameters.values()), "paddock")
+    for key, value in portable.written.items():
+        result = op.Result(_output(value))
+        result.output(0).get_tensor().set_names({new_rows(key)})
+        results.append(result)
+    parameters = [*state.parameters.values(), *portable.parameters.values()]
+    return ov.Model(results, parameters, "paddock")
+
+
+def portable_caches(graph: Graph) -> set[Tensor]:
+    """The caches whose attention OpenVINO's own kernel does not take."""
+    return {
+        cache
+        for node in graph.find(F.Attention)
+        if isinstance(node.op, F.Attention) and not takes(node.op)
+        for cache in node.inputs[3:5]
+    }
+
+
+def new_rows(key: str) -> str:
+    """The name of the output with what a step adds to a cache slot that Paddock writes."""
+    return f"new {key}"
 
 
 def lowers(kind: Op) -> bool:
@@ -101,6 +129,8 @@ def _cache(state: Lowering, node: Node, inputs: list[Any]) -> Any:
     # The compiler chooses type and layout, and tells them by the compiled model's inputs.
     source = node.op
     assert isinstance(source, F.CacheBlocks)
+    if node.outputs[0] in state.portable_caches:
+        return state.portable.cache(source)
     return state.parameter(source.key, Type.dynamic, [-1] * 4)
 
 
@@ -162,6 +192,18 @@ def _activation(state: Lowering, node: Node, inputs: list[Any]) -> Any:
 def _scale(state: Lowering, node: Node, inputs: list[Any]) -> Any:
     assert isinstance(node.op, F.Scale)
     return opset.multiply(inputs[0], _f32(node.op.factor))
+
+
+def _clamp(state: Lowering, node: Node, inputs: list[Any]) -> Any:
+    assert isinstance(node.op, F.Clamp)
+    return opset.clamp(inputs[0], node.op.low, node.op.high)
+
+
+def _fill(state: Lowering, node: Node, inputs: list[Any]) -> Any:
+    fill = node.op
+    assert isinstance(fill, F.Fill)
+    kind = OV_TYPES[DType.F32 if fill.dtype.is_float else fill.dtype]
+    return opset.broadcast(op.Constant(kind, Shape([]), [fill.value]), _i64(*fill.shape))
 
 
 def _cast(state: Lowering, node: Node, inputs: list[Any]) -> Any:
@@ -237,6 +279,17 @@ def _attention(state: Lowering, node: Node, inputs: list[Any]) -> Any:
     q, k, v, key_cache, value_cache, starts, past, table, block_starts = inputs
     heads, size = node.inputs[0].type.size(1), node.inputs[0].type.size(2)
     kv_heads, value_size = node.inputs[2].type.size(1), node.inputs[2].type.size(2)
+    if not takes(attention):
+        keys, values = (t.node.op for t in node.inputs[3:5])
+        assert isinstance(keys, F.CacheBlocks)
+        assert isinstance(values, F.CacheBlocks)
+        return state.portable.lower(
+            attention,
+            (q, k, v),
+            (key_cache, value_cache),
+            (keys.key, values.key),
+            (heads, kv_heads, size, value_size),
+        )
     attended = paged_attention(
         (
             opset.reshape(q, _i64(0, heads * size), True),
@@ -251,6 +304,7 @@ def _attention(state: Lowering, node: Node, inputs: list[Any]) -> Any:
         longest=state.parameter(MAX_CONTEXT, Type.i32, []),
         scale=attention.scale,
         window=attention.window,
+        alibi=attention.alibi,
         heads=Heads(kv_heads, size, value_size),
     )
     return opset.reshape(attended, _i64(0, heads, value_size), True)
@@ -268,8 +322,10 @@ TABLE: dict[type[Op], Callable[[Lowering, Node, list[Any]], Any]] = {
     F.Attention: _attention,
     F.CacheBlocks: _cache,
     F.Cast: _cast,
+    F.Clamp: _clamp,
     F.Concat: _concat,
     F.Dequantize: _dequantize,
+    F.Fill: _fill,
     F.Gather: _gather,
     F.Input: _input,
     F.LayerNorm: _layer_norm,

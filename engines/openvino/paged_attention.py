@@ -16,6 +16,7 @@ import openvino as ov
 from openvino import PartialShape, Shape, Type, op
 
 from paddock.engines.protocol import BuildError
+from paddock.graph.ops import Attention
 
 BINDING = "_PagedAttentionExtension"
 RELEASE = "2026.4"
@@ -48,6 +49,11 @@ def check_binding() -> None:
         ) from error
 
 
+def takes(attention: Attention) -> bool:
+    """Whether the kernel computes this: it knows no soft cap on scores."""
+    return attention.soft_cap is None
+
+
 def paged_attention(
     qkv: Sequence[Any],
     caches: Sequence[Any],
@@ -59,6 +65,7 @@ def paged_attention(
     longest: Any,
     scale: float,
     window: int | None,
+    alibi: tuple[float, ...] | None,
     heads: Heads,
 ) -> Any:
     """q, k, v [tokens, heads x size] -> [tokens, heads x value size].
@@ -75,7 +82,7 @@ def paged_attention(
         block_starts,
         op.Constant(Type.f32, Shape([]), [scale]),
         op.Constant(Type.i32, Shape([]), [window or 0]),
-        _none(np.float32),  # ALiBi slopes
+        _none(np.float32) if alibi is None else op.Constant(np.array(alibi, np.float32)),
         longest,
         _none(np.int32),  # score aggregation window
         _none(np.int32),  # rotated block indices

@@ -11,14 +11,19 @@ import numpy as np
 import openvino as ov
 from openvino import Shape
 
-from paddock.engines.openvino.lowering import MAX_CONTEXT, lower
+from paddock.engines.openvino.lowering import (
+    BLOCK_SIZE,
+    MAX_CONTEXT,
+    lower,
+    new_rows,
+    portable_caches,
+)
+from paddock.engines.openvino.portable_attention import CacheRows, padded, written_rows
 from paddock.engines.openvino.settings import settings
 from paddock.engines.openvino.weights import Weights
 from paddock.engines.protocol import BuildError, StepInputs, WeightSource
 from paddock.graph import Array, Graph
 from paddock.graph.ops import CacheBlocks, Input
-
-BLOCK_SIZE = 32  # fixed by the CPU plugin's paged attention
 
 # A step of one token in the first block.
 _ONE_TOKEN = StepInputs(
@@ -44,7 +49,12 @@ class OpenVINOSession:
         self._inputs = [op.key for n in graph.find(Input) if isinstance(op := n.op, Input)]
         self._fed: dict[str, Array] = {}
         self._caches: list[Any] = []
-        model = lower(graph, self._weights)
+        self._padding_row = 0
+        cache_dtype = self._settings["KV_CACHE_PRECISION"]
+        model = lower(graph, self._weights, cache_dtype)
+        portable = {t.node for t in portable_caches(graph)}
+        sources = [(n, op) for n in graph.find(CacheBlocks) if isinstance(op := n.op, CacheBlocks)]
+        self._rows = [CacheRows(op, BLOCK_SIZE, cache_dtype) for n, op in sources if n in portable]
         # Weights are repacked by the compiler and by the first inference: after both, what opening
         # costs is paid, and the pages of the files have been given back.
         with self._weights.pages.releasing():
@@ -54,14 +64,12 @@ class OpenVINOSession:
                 raise BuildError(f"OpenVINO cannot compile the graph: {error}") from error
             self._request = self._compiled.create_infer_request()
             self._cache_ports = [
-                self._compiled.input(op.key)
-                for n in graph.find(CacheBlocks)
-                if isinstance(op := n.op, CacheBlocks)
+                self._compiled.input(op.key) for n, op in sources if n not in portable
             ]
             self.block_bytes = sum(
                 prod(_block_shape(p)) * p.get_element_type().bitwidth // 8
                 for p in self._cache_ports
-            )
+            ) + sum(rows.block_bytes for rows in self._rows)
             self.allocate_cache(1)
             self.run(_ONE_TOKEN)
 
@@ -72,19 +80,32 @@ class OpenVINOSession:
             tensor = ov.Tensor(port.get_element_type(), Shape([blocks, *_block_shape(port)]))
             self._request.set_tensor(port, tensor)
             self._caches.append(tensor)
+        for rows in self._rows:
+            tensor = rows.allocate(blocks)
+            self._request.set_tensor(rows.key, tensor)
+            self._caches.append(tensor)
+        self._padding_row = blocks * BLOCK_SIZE
 
     def run(self, step: StepInputs) -> Array:
         for key in self._inputs:
             self._feed(key, getattr(step, key))
-        longest = (step.past_lengths + np.diff(step.sequence_starts)).max()
-        self._feed(MAX_CONTEXT, np.asarray(longest, np.int32))
+        if self._cache_ports:
+            longest = (step.past_lengths + np.diff(step.sequence_starts)).max()
+            self._feed(MAX_CONTEXT, np.asarray(longest, np.int32))
+        if self._rows:
+            for key, array in padded(step, BLOCK_SIZE, self._padding_row).items():
+                self._feed(key, array)
         self._request.infer()
+        if self._rows:
+            at = written_rows(step, BLOCK_SIZE)
+            for rows in self._rows:
+                rows.write(at, self._request.get_tensor(new_rows(rows.key)).data)
         logits: Array = self._request.get_output_tensor(0).data
         return logits
 
     def close(self) -> None:
         self._request = self._compiled = None
-        self._cache_ports, self._caches = [], []
+        self._cache_ports, self._caches, self._rows = [], [], []
         self._fed.clear()
         self._weights.kept.clear()
 

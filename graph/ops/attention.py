@@ -1,5 +1,6 @@
 """Attention over the paged cache."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,12 +22,15 @@ class Attention(Op):
     `block_table`, `block_starts` (see `paddock.engines.protocol.StepInputs`). A token at position
     i of its sequence sees the positions j with i - window < j <= i. Vaswani et al. 2017,
     arxiv.org/abs/1706.03762; grouped queries: arxiv.org/abs/2305.13245; `soft_cap`, by which
-    scores s become cap * tanh(s / cap): Gemma 2, arxiv.org/abs/2408.00118.
+    scores s become cap * tanh(s / cap): Gemma 2, arxiv.org/abs/2408.00118; `alibi`, a slope for
+    each head by which a score falls for each position that its key lies behind: Press et al. 2021,
+    arxiv.org/abs/2108.12409.
     """
 
     scale: float
     window: int | None = None
     soft_cap: float | None = None
+    alibi: tuple[float, ...] | None = None
 
     has_effects: ClassVar[bool] = True  # it writes into the caches
 
@@ -64,6 +68,10 @@ class Attention(Op):
             raise GraphError(f"a window of {self.window} tokens sees nothing")
         if self.soft_cap is not None and not 0 < self.soft_cap < float("inf"):
             raise GraphError(f"soft_cap is {self.soft_cap}, expected a finite number above 0")
+        if self.alibi is not None and (
+            len(self.alibi) != q.size(1) or not all(map(math.isfinite, self.alibi))
+        ):
+            raise GraphError(f"alibi is {self.alibi}, expected {q.size(1)} finite slopes")
         return q.with_shape(q.shape[0], q.shape[1], v.shape[2])
 
     def compute(
@@ -102,6 +110,9 @@ class Attention(Op):
             cap = q.dtype.type(self.soft_cap)
             scores = cap * np.tanh(scores / cap)
         j = np.arange(len(k))
+        if self.alibi is not None:
+            slopes = np.asarray(self.alibi, q.dtype).reshape(kv_heads, -1, 1, 1)
+            scores = scores + slopes * (j - at[:, None])
         seen = j <= at[:, None]
         if self.window is not None:
             seen &= j > at[:, None] - self.window
@@ -125,7 +136,8 @@ def attention(
     scale: float,
     window: int | None = None,
     soft_cap: float | None = None,
+    alibi: tuple[float, ...] | None = None,
 ) -> Tensor:
     """q: [tokens, heads, size]; k, v: [tokens, kv heads, size] -> [tokens, heads, size]."""
     steps = (sequence_starts, past_lengths, block_table, block_starts)
-    return Attention(scale, window, soft_cap)(q, k, v, *caches, *steps)
+    return Attention(scale, window, soft_cap, alibi)(q, k, v, *caches, *steps)

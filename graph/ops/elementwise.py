@@ -58,6 +58,24 @@ class Scale(Op):
 
 
 @dataclass(frozen=True)
+class Clamp(Op):
+    """x, but no less than `low` and no more than `high`."""
+
+    low: float
+    high: float
+
+    def infer(self, x: TensorType) -> TensorType:
+        if not x.dtype.is_float:
+            raise GraphError(f"{x} within bounds: expected floats")
+        if self.low > self.high:
+            raise GraphError(f"nothing lies between {self.low} and {self.high}")
+        return x
+
+    def compute(self, x: Array) -> Array:
+        return np.clip(widen(x), self.low, self.high).astype(x.dtype)
+
+
+@dataclass(frozen=True)
 class Cast(Op):
     """x in another element type."""
 
@@ -133,6 +151,11 @@ def mul(x: Tensor, y: Tensor) -> Tensor:
 def scale(x: Tensor, factor: float) -> Tensor:
     """x * factor."""
     return Scale(float(factor))(x)
+
+
+def clamp(x: Tensor, low: float, high: float) -> Tensor:
+    """x within bounds, element by element."""
+    return Clamp(float(low), float(high))(x)
 
 
 def cast(x: Tensor, dtype: DType) -> Tensor:

@@ -93,6 +93,27 @@ class CacheBlocks(Source):
 
 
 @dataclass(frozen=True)
+class Fill(Op):
+    """A tensor of one value: the scale of a norm that has none of its own, an offset."""
+
+    value: float
+    dtype: DType
+    shape: tuple[int, ...] = ()
+
+    def infer(self) -> TensorType:
+        if not (self.dtype.is_float or self.dtype.is_index):
+            raise GraphError(f"expected floats, i64 or i32, not {self.dtype}")
+        if any(size < 1 for size in self.shape):
+            raise GraphError(f"{list(self.shape)} has an empty axis")
+        if self.dtype.is_index and self.value != int(self.value):
+            raise GraphError(f"{self.value} is no whole number, as {self.dtype} holds")
+        return TensorType(self.dtype, self.shape)
+
+    def compute(self) -> Array:
+        return np.full(self.shape, self.value, self.dtype.numpy)
+
+
+@dataclass(frozen=True)
 class Dequantize(Op):
     """Integers [rows, columns] times scales [rows, columns / group] -> weights [rows, columns].
 
@@ -141,6 +162,11 @@ def parameter(slot: Parameter, mesh: Mesh, dtype: DType) -> Tensor:
     scales = once(Weight(scale_name(slot.name), slot.quant.scale, scales_shape, parts))
     tensor: Tensor = Dequantize(dtype)(values, scales)
     return tensor
+
+
+def fill(value: float, dtype: DType, *shape: int) -> Tensor:
+    """[*shape] of one value; made once however many layers read it."""
+    return current_graph().insert_once(Fill(value, dtype, shape))
 
 
 def scale_name(name: str) -> str:

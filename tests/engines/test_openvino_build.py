@@ -21,7 +21,7 @@ from paddock.engines.protocol import BuildError
 from paddock.graph import Array, DType, Graph, Op, Tensor, TensorType, use_graph
 from paddock.graph import ops as F
 from paddock.graph.passes import expand
-from paddock.graph.tensor import BLOCK_SIZE, BLOCKS, SEQUENCES, STARTS, TABLE, TOKENS
+from paddock.graph.tensor import TOKENS
 from tests.engines.lowered import Held, error
 
 
@@ -115,15 +115,6 @@ def test_an_op_that_lost_its_lowering_is_named(tmp_path: Path) -> None:
 def test_what_openvino_refuses_is_reported_under_its_path() -> None:
     with pytest.raises(BuildError, match=r"^model\.odd \(.*\): misfit: "):
         lower(graph_with(Misfit()), Weights(Held({})))
-
-
-def test_soft_caps_are_refused_at_build_time() -> None:
-    with use_graph(Graph()) as graph, graph.scope("model"):
-        graph.outputs = (_attention(soft_cap=30.0),)
-    with pytest.raises(
-        BuildError, match=r"model .*has no soft cap on scores; use engine=reference"
-    ):
-        openvino.build(graph, {})
 
 
 def test_inputs_that_no_step_has_are_refused() -> None:
@@ -230,22 +221,3 @@ def test_expansion_stops_at_what_the_engine_has() -> None:
     graph = graph_with(Softened(2.0))
     assert expand(graph, "openvino", lambda op: True) is graph
     assert openvino.build(graph, {}).graph.nodes[-1].op == Softened(2.0)
-
-
-def _attention(*, soft_cap: float) -> Tensor:
-    q, k, v = (F.cast(F.input_tensor("positions", DType.I64, TOKENS, 2, 8), DType.F32),) * 3
-    caches = tuple(
-        F.CacheBlocks(name, DType.F32, (BLOCKS, BLOCK_SIZE, 2, 8))() for name in ("keys", "values")
-    )
-    return F.attention(
-        q,
-        k,
-        v,
-        caches=caches,
-        sequence_starts=F.input_tensor("sequence_starts", DType.I32, STARTS),
-        past_lengths=F.input_tensor("past_lengths", DType.I32, SEQUENCES),
-        block_table=F.input_tensor("block_table", DType.I32, TABLE),
-        block_starts=F.input_tensor("block_starts", DType.I32, STARTS),
-        scale=0.3,
-        soft_cap=soft_cap,
-    )

@@ -58,6 +58,12 @@ CASES: dict[str, Build] = {
     "mul": lambda c: F.mul(tokens(c, 24), tokens(c, 24, name="y")),
     "mul by a row": lambda c: F.mul(tokens(c, 3, 8), c.weight("w", values(3, 8))),
     "scale": lambda c: F.scale(tokens(c, 24), 0.37),
+    "clamp": lambda c: F.clamp(tokens(c, 24), -0.4, 0.7),
+    "fill": lambda c: F.add(tokens(c, 24), F.fill(0.75, DType.F32, 24)),
+    "fill of integers": lambda c: F.gather(
+        c.weight("table", values(50, 24)),
+        F.add(c.tokens("ids", np.array([47, 0, 7])), F.fill(2, DType.I64)),
+    ),
     "split": split_up,
     "concat": lambda c: F.concat(tokens(c, 8), tokens(c, 16, name="y")),
     "reshape": lambda c: F.reshape(tokens(c, 24), 4, 6),

@@ -23,6 +23,8 @@ def dense(op: Attention, q: Array, k: Array, v: Array) -> Array:
                 score = op.scale * float(np.dot(q[i, h], k[j, h // group]))
                 if op.soft_cap is not None:
                     score = op.soft_cap * math.tanh(score / op.soft_cap)
+                if op.alibi is not None:
+                    score -= op.alibi[h] * (i - j)
                 scores.append(score)
             weights = np.exp(np.array(scores) - max(scores))
             weights /= weights.sum()

@@ -26,6 +26,7 @@ def shapes(draw: st.DrawFn) -> tuple[int, int, int, int]:
     block_size=st.integers(1, 7),
     window=st.none() | st.integers(1, 8),
     soft_cap=st.none() | st.floats(0.5, 20),
+    alibi=st.none() | st.lists(st.floats(0, 1), min_size=9, max_size=9),
     scale=st.floats(0.05, 1.5),
     dtype=st.sampled_from([DType.F64, DType.F32, DType.F16, DType.BF16]),
     seed=st.integers(0, 2**32 - 1),
@@ -36,6 +37,7 @@ def test_equals_dense(
     block_size: int,
     window: int | None,
     soft_cap: float | None,
+    alibi: list[float] | None,
     scale: float,
     dtype: DType,
     seed: int,
@@ -46,7 +48,7 @@ def test_equals_dense(
     def values(*axes: int) -> Array:
         return random.standard_normal(axes).astype(dtype.numpy)
 
-    op = Attention(scale, window, soft_cap)
+    op = Attention(scale, window, soft_cap, None if alibi is None else tuple(alibi[:heads]))
     qs = [values(n, heads, size) for n in lengths]
     ks = [values(n, kv_heads, size) for n in lengths]
     vs = [values(n, kv_heads, value_size) for n in lengths]

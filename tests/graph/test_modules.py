@@ -74,10 +74,10 @@ def test_a_model_as_text() -> None:
     quantize(model, QuantFormat(DType.I8), skip=["lm_head.*"])
     text = repr(model).splitlines()
     assert "    (layers): Pipeline" in text
-    assert "      (0, 2, 4): 3 x LlamaBlock" in text
-    assert "      (1, 3): 2 x LlamaBlock" in text  # no positions, but a window
+    assert "      (0, 2, 4): 3 x LlamaBlock residual=1" in text
+    assert "      (1, 3): 2 x LlamaBlock residual=1" in text  # no positions, but a window
     assert (
-        "        (self_attn): Attention head_dim=16 window=6 scale=0.25"
+        "        (self_attn): Attention head_dim=16 window=6 scale=0.25 heads=4"
         " key_cache[2, 16] value_cache[2, 16]"
     ) in text
     assert (
@@ -85,7 +85,7 @@ def test_a_model_as_text() -> None:
         " bias[q 64 + k 32 + v 32]"
     ) in text
     assert "          (rotary): Rotary head_dim=16 default rope_theta=500" in "\n".join(text)
-    assert "  (lm_head): VocabHead weight[64, 64]" in text
+    assert "  (lm_head): VocabHead scale=1 weight[64, 64]" in text
 
 
 def test_a_module_without_forward_says_so() -> None:

@@ -40,6 +40,9 @@ ACCEPTED: list[tuple[Op, tuple[str, ...], str]] = [
     (F.Mul(), ("f16[tokens, 8]", "f16[8]"), "f16[tokens, 8]"),
     (F.Scale(0.5), ("f16[tokens, 8]",), "f16[tokens, 8]"),
     (F.Scale(2), ("f32[tokens]",), "f32[tokens]"),
+    (F.Clamp(-1.0, 2.0), ("bf16[tokens, 8]",), "bf16[tokens, 8]"),
+    (F.Fill(1.0, BF16, (8,)), (), "bf16[8]"),
+    (F.Fill(2, DType.I64), (), "i64[]"),
     (F.Cast(BF16), ("f32[tokens, 8]",), "bf16[tokens, 8]"),
     (F.Activation("gelu"), ("f32[tokens, 8]",), "f32[tokens, 8]"),
     (F.Linear(), ("f32[tokens, 8]", "f32[6, 8]"), "f32[tokens, 6]"),
@@ -51,7 +54,7 @@ ACCEPTED: list[tuple[Op, tuple[str, ...], str]] = [
     (F.Rotary(True), ("f32[t, 2, 8]", "f32[t, 4]", "f32[t, 4]"), "f32[t, 2, 8]"),
     (F.Attention(0.25), qkv(), "f32[tokens, 4, 16]"),
     (
-        F.Attention(1, window=1, soft_cap=30.0),
+        F.Attention(1, window=1, soft_cap=30.0, alibi=(0.5, 0.25, 0.1, 0.0)),
         qkv(v="f32[tokens, 2, 24]", value_cache="f32[blocks, block_size, 2, 24]"),
         "f32[tokens, 4, 24]",
     ),
@@ -98,6 +101,11 @@ REFUSED: list[tuple[Op, tuple[str, ...], str]] = [
     (F.Scale(2.0), ("i64[tokens]",), "expected floats"),
     (F.Scale(math.nan), ("f32[8]",), "attribute 'factor' is nan of type float, expected float"),
     (F.Scale(10**400), ("f32[8]",), "attribute 'factor' is 1000000"),
+    (F.Clamp(0.0, 1.0), ("i64[tokens]",), "expected floats"),
+    (F.Clamp(2.0, 1.0), ("f32[tokens]",), "nothing lies between 2.0 and 1.0"),
+    (F.Fill(1.0, DType.I8, (8,)), (), "expected floats, i64 or i32, not i8"),
+    (F.Fill(1.0, BF16, (8, 0)), (), "[8, 0] has an empty axis"),
+    (F.Fill(1.5, DType.I64), (), "1.5 is no whole number"),
     (F.Cast("f16"), ("f32[8]",), "attribute 'dtype' is 'f16' of type str, expected DType"),  # type: ignore[arg-type]
     (F.Activation("swish"), ("f32[8]",), "no activation 'swish'; there are silu, gelu"),
     (F.Activation("silu"), ("i64[8]",), "silu of i64[8]: expected floats"),
@@ -131,6 +139,7 @@ REFUSED: list[tuple[Op, tuple[str, ...], str]] = [
     (F.Rotary(), ("f32[t, 2, 8]", "f32[t, 3]", "f32[t, 3]"), "expected an even number"),
     (F.Rotary(), ("f32[t, 2, 8]", "bf16[t, 8]", "bf16[t, 8]"), "the tables in f32"),
     (F.Rotary(1), ("f32[t, 2, 8]", "f32[t, 8]", "f32[t, 8]"), "expected bool"),  # type: ignore[arg-type]
+    (F.Attention(1.0, alibi=(0.5, 0.25)), qkv(), "alibi is (0.5, 0.25), expected 4 finite slopes"),
     (F.Attention(1.0), qkv(q="f32[tokens, 64]"), "expected q, k, v [tokens, heads, size]"),
     (F.Attention(1.0), qkv(q="f32[tokens, 4, 8]"), "expected q, k, v [tokens, heads, size]"),
     (F.Attention(1.0), qkv(q="bf16[tokens, 4, 16]"), "expected q, k, v in one type of floats"),

@@ -54,6 +54,17 @@ def test_add_mul_scale(dtype: DType) -> None:
     close(F.Scale(-2.75).compute(x), wx * -2.75, dtype)
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_clamp_and_fill(dtype: DType) -> None:
+    x = random(dtype, 5, 7)
+    truth = np.minimum(np.maximum(x.astype(np.float64), -0.5), 0.25)
+    np.testing.assert_array_equal(F.Clamp(-0.5, 0.25).compute(x).astype(np.float64), truth)
+    assert F.Clamp(-0.5, 0.25).compute(x).dtype == dtype.numpy
+    ones = F.Fill(1.5, dtype, (2, 3)).compute()
+    assert ones.dtype == dtype.numpy
+    np.testing.assert_array_equal(ones.astype(np.float64), [[1.5] * 3] * 2)
+
+
 def test_integers_are_added_as_integers() -> None:
     big = np.array([2**53 + 1, -(2**40) - 1])
     np.testing.assert_array_equal(F.Add().compute(big, np.array([2, 2])), big + 2)
@@ -251,6 +262,7 @@ def test_every_op_that_computes_is_tried_here() -> None:
     elsewhere = (F.Attention,)  # test_attention_values
     tried = {
         *(F.Add, F.Mul, F.Scale, F.Cast, F.Activation, F.Linear, F.RMSNorm, F.LayerNorm),
+        *(F.Clamp, F.Fill),
         *(F.RotaryAngles, F.Rotary, F.Split, F.Concat, F.Reshape, F.Gather, F.Dequantize),
     }
     ours = {op for op in OPS.values() if op.__module__.startswith("paddock.")}

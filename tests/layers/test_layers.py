@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -31,13 +31,18 @@ from paddock.layers import (
     Attention,
     Embedding,
     GatedMLP,
+    HeadwiseLayerNorm,
+    JointRMSNorm,
     LayerNorm,
     Pipeline,
+    PositionEmbedding,
+    RMSNorm,
     Rotary,
     RotaryScaling,
     RowLinear,
     Step,
     VocabHead,
+    activate,
     trace,
 )
 
@@ -89,6 +94,7 @@ def softmax(s: Array) -> Array:
 def dense_attention(w: Mapping[str, Array], x: Array, heads: int, **options: Any) -> Array:
     """One head after the other, with what `options` asks for."""
     qkv = x @ w["qkv_proj.weight"].T + w.get("qkv_proj.bias", 0.0)
+    qkv = np.clip(qkv, -options.get("clip", 99), options.get("clip", 99))
     size = qkv.shape[1] // (heads + 2)
     q, k, v = np.split(qkv, [heads * size, (heads + 1) * size], axis=1)
     out = []
@@ -105,6 +111,8 @@ def dense_attention(w: Mapping[str, Array], x: Array, heads: int, **options: Any
         if cap := options.get("soft_cap"):
             scores = cap * np.tanh(scores / cap)
         i, j = np.indices(scores.shape)
+        slope = (2**-4, 2**-8, 2**-2)[h]  # of 3 heads, by the reference code of ALiBi
+        scores = scores - options.get("alibi", 0.0) * slope * (i - j)
         seen = (j <= i) & (j > i - options.get("window", 99))
         out.append(softmax(np.where(seen, scores, -np.inf)) @ v)
     return np.concatenate(out, 1) @ w["o_proj.weight"].T + w.get("o_proj.bias", 0.0)
@@ -117,16 +125,27 @@ def dense_attention(w: Mapping[str, Array], x: Array, heads: int, **options: Any
         {"soft_cap": 2.0},
         {"scale": 0.3},
         {"window": 3},
-        {"qk_norm_eps": 0.2},
+        {"q_norm": RMSNorm(4, eps=0.2), "k_norm": RMSNorm(4, eps=0.2)},
+        {"alibi": 0.7},
+        {"clip": 0.4},
         {"bias": True, "out_bias": True},
         {"bias": True},
-        {"out_bias": True, "soft_cap": 1.5, "scale": 0.7, "window": 2, "qk_norm_eps": 0.1},
+        {
+            "out_bias": True,
+            "soft_cap": 1.5,
+            "scale": 0.7,
+            "window": 2,
+            "q_norm": RMSNorm(4, eps=0.2),
+            "k_norm": RMSNorm(4, eps=0.2),
+            "alibi": 1.0,
+            "clip": 0.9,
+        },
     ],
 )
 def test_attention_with_every_option(options: dict[str, Any]) -> None:
     layer = Attention(HIDDEN, heads=3, kv_heads=1, head_dim=4, rotary=None, **options)
     y, weights = run(layer, x_of(), step=True)
-    truth = dense_attention(weights, x_of(), 3, **options, eps=options.get("qk_norm_eps"))
+    truth = dense_attention(weights, x_of(), 3, **options, eps=0.2)
     np.testing.assert_allclose(y, truth, rtol=1e-10, atol=1e-10)
 
 
@@ -173,6 +192,70 @@ def test_layer_norm(bias: bool) -> None:
     x = x_of()
     truth = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 0.1) * w["weight"]
     np.testing.assert_allclose(y, truth + w.get("bias", 0.0), rtol=1e-12, atol=1e-12)
+
+
+def test_norms_of_heads() -> None:
+    """Their own weights for each head; one mean for all heads together; none at all."""
+    x = x_of()
+    heads = x.reshape(TOKEN_COUNT, 3, 4)
+
+    class Headwise(Module):
+        def __init__(self, norm: Module) -> None:
+            self.norm = norm
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.reshape(self.norm(F.reshape(x, 3, 4)), HIDDEN)
+
+    y, w = run(Headwise(HeadwiseLayerNorm(3, 4, eps=0.1)), x)
+    centred = heads - heads.mean(-1, keepdims=True)
+    truth = centred / np.sqrt(heads.var(-1, keepdims=True) + 0.1) * w["norm.weight"]
+    np.testing.assert_allclose(y, truth.reshape(x.shape), rtol=1e-12, atol=1e-12)
+
+    y, w = run(Headwise(JointRMSNorm(3, 4, eps=0.1)), x)
+    truth = x / np.sqrt((x**2).mean(-1, keepdims=True) + 0.1) * w["norm.weight"]
+    np.testing.assert_allclose(y, truth, rtol=1e-12, atol=1e-12)
+
+    y, w = run(LayerNorm(HIDDEN, eps=0.1, scale=False), x)
+    assert not w
+    truth = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 0.1)
+    np.testing.assert_allclose(y, truth, rtol=1e-12, atol=1e-12)
+
+
+class Positions(Module):
+    def __init__(self) -> None:
+        self.table = PositionEmbedding(9, HIDDEN, offset=2)
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        return x + self.table(step.positions)
+
+
+def test_learned_positions_begin_behind_the_offset() -> None:
+    y, w = run(Positions(), x_of(), step=True)
+    np.testing.assert_allclose(y - x_of(), w["table.weight"][2 : TOKEN_COUNT + 2], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "truth"),
+    [
+        ("relu2", lambda x: np.maximum(x, 0) ** 2),
+        ("quick_gelu", lambda x: x / (1 + np.exp(-1.702 * x))),
+        ("swish", lambda x: x / (1 + np.exp(-x))),
+    ],
+)
+def test_activations_by_their_names(name: str, truth: Callable[[Array], Array]) -> None:
+    x = x_of()
+    graph = Graph(DType.F64)
+    with use_graph(graph):
+        graph.outputs = (activate(input_tensor("x", DType.F64, TOKENS, HIDDEN), name),)
+    source = graph.nodes[0].op
+    assert isinstance(source, Source)
+    np.testing.assert_allclose(evaluate(graph, {source: x})[0], truth(x), rtol=1e-12)
+
+
+def test_a_head_scales_and_bounds_its_logits() -> None:
+    y, w = run(VocabHead(HIDDEN, 20, scale=0.3, soft_cap=0.5), x_of(), step=True)
+    truth = 0.5 * np.tanh(x_of() @ w["weight"].T * 0.3 / 0.5)
+    np.testing.assert_allclose(y, truth, rtol=1e-5, atol=1e-6)
 
 
 def test_a_head_with_a_bias_gives_f32_rows() -> None:
