@@ -16,6 +16,7 @@ import openvino as ov
 from openvino import PartialShape, Shape, Type, op
 
 from paddock.engines.protocol import BuildError
+from paddock.graph.op import Op
 from paddock.graph.ops import Attention
 
 BINDING = "_PagedAttentionExtension"
@@ -49,9 +50,9 @@ def check_binding() -> None:
         ) from error
 
 
-def takes(attention: Attention) -> bool:
+def takes(attention: Op) -> bool:
     """Whether the kernel computes this: it knows no soft cap on scores."""
-    return attention.soft_cap is None
+    return isinstance(attention, Attention) and attention.soft_cap is None
 
 
 def paged_attention(

@@ -63,10 +63,16 @@ def attention_graph(
 
 
 def sessions(
-    *sizes: int, dtype: DType = DType.F32, cache: str = "auto", **options: Any
+    heads: int,
+    kv_heads: int,
+    size: int,
+    value_size: int,
+    dtype: DType = DType.F32,
+    cache: str = "auto",
+    **options: Any,
 ) -> tuple[Session, Session]:
     """OpenVINO's and the reference's."""
-    graph, arrays = attention_graph(*sizes, dtype=dtype, **options)
+    graph, arrays = attention_graph(heads, kv_heads, size, value_size, dtype, **options)
     settings = {"cache_dtype": cache, "threads": 1}
     ours = openvino.build(graph, settings).open(Held(arrays), settings)
     return ours, reference.build(graph, {}).open(Held(arrays), {"block_size": 32})

@@ -19,7 +19,7 @@ from paddock.graph.passes import expand
 from paddock.graph.serialize import from_json, to_json
 from paddock.layers import GatedMLP, trace
 from paddock.models import registry
-from paddock.models.llama import LlamaForCausalLM
+from paddock.models.llama import LlamaBlock, LlamaForCausalLM
 from tests.graph.written import tensor
 from tests.models.bound_arrays import BoundArrays
 from tests.models.expected_logits import expected
@@ -202,6 +202,7 @@ def test_a_model_with_a_plugin_runs_on_every_engine(engine: str) -> None:
     model = registry.read(some.config).build()
     assert isinstance(model, LlamaForCausalLM)
     for block in model.model.layers:
+        assert isinstance(block, LlamaBlock)
         block.mlp = SwishMLP(64, 40)
     graph = trace(model, max_context=some.max_context)
     assert len(list(graph.find(Swish))) == 3
