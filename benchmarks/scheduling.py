@@ -89,6 +89,7 @@ class FreeSession:
 
     block_size = BLOCK_SIZE
     block_bytes = 1
+    state_bytes = 0
     vocab_size = VOCAB_SIZE
 
     def __init__(self, rows: int) -> None:
@@ -97,7 +98,7 @@ class FreeSession:
         self.gate = threading.Event()
         self.gate.set()
 
-    def allocate_cache(self, blocks: int) -> None:
+    def allocate_cache(self, blocks: int, slots: int = 1) -> None:
         pass
 
     def run(self, step: StepInputs) -> Array:

@@ -20,7 +20,9 @@ class StepInputs:
 
     T tokens of S sequences: sequence s owns tokens `sequence_starts[s]:sequence_starts[s + 1]`,
     has `past_lengths[s]` tokens in the cache already, and its blocks, which cover past and new
-    tokens, are `block_table[block_starts[s]:block_starts[s + 1]]`.
+    tokens, are `block_table[block_starts[s]:block_starts[s + 1]]`. What layers keep of a whole
+    sequence is in slot `sequence_slots[s]`, which is its own from its first token on until it is
+    finished or preempted; with no past tokens, what the slot held is another's and not read.
     """
 
     token_ids: Array  # i64 [T]
@@ -29,6 +31,7 @@ class StepInputs:
     past_lengths: Array  # i32 [S]
     block_table: Array  # i32 [B], B = the sum of ceil((past + new) / block_size)
     block_starts: Array  # i32 [S + 1]
+    sequence_slots: Array  # i32 [S], all different, each less than the slots that were allocated
     logit_rows: Array  # i64 [R]: the tokens whose logits are wanted
 
 
@@ -38,9 +41,13 @@ class Session(Protocol):
     vocab_size: int
     block_size: int  # tokens that a cache block holds
     block_bytes: int  # bytes of one block over all layers
+    state_bytes: int  # bytes of what layers keep of one sequence, in its slot; 0 if they do not
 
-    def allocate_cache(self, blocks: int) -> None:
-        """Make room for `blocks` blocks; what an earlier cache held is gone."""
+    def allocate_cache(self, blocks: int, slots: int = 1) -> None:
+        """Make room for `blocks` blocks and for the states of `slots` sequences.
+
+        What an earlier cache held is gone.
+        """
 
     def run(self, step: StepInputs) -> Array:
         """f32 logits [R, vocab_size]; the array is valid until the next call."""

@@ -6,7 +6,7 @@ from paddock.graph.graph import Graph, current_graph, use_graph
 from paddock.graph.mesh import Mesh, current_mesh, use_mesh
 from paddock.graph.module import Module, ModuleList
 from paddock.graph.op import Op
-from paddock.graph.parameter import Cache, Parameter, Parts, QuantFormat, Shard
+from paddock.graph.parameter import Cache, Parameter, Parts, QuantFormat, Shard, State
 from paddock.graph.tensor import Dim, Node, Tensor, TensorType
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Parts",
     "QuantFormat",
     "Shard",
+    "State",
     "Tensor",
     "TensorType",
     "current_graph",

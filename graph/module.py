@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from paddock.graph.errors import GraphError
 from paddock.graph.graph import current_graph
-from paddock.graph.parameter import Cache, Parameter
+from paddock.graph.parameter import Cache, Parameter, State
 
 M = TypeVar("M", bound="Module")
+Slot: TypeAlias = Parameter | Cache | State
 
 
 class Module:
@@ -25,10 +26,10 @@ class Module:
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         raise GraphError(f"{type(self).__name__} declares no forward")
 
-    def children(self) -> Iterator[tuple[str, Module | Parameter | Cache]]:
-        """Modules, Parameters and Caches in the order in which __init__ assigned them."""
+    def children(self) -> Iterator[tuple[str, Module | Slot]]:
+        """Modules and slots in the order in which __init__ assigned them."""
         for name, value in vars(self).items():
-            if isinstance(value, Module | Parameter | Cache):
+            if isinstance(value, Module | Parameter | Cache | State):
                 yield name, value
 
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
@@ -43,7 +44,7 @@ class Module:
             slot.name = name
         self._assign_scopes()
 
-    def _slots(self, prefix: str, seen: set[int]) -> Iterator[tuple[str, Parameter | Cache]]:
+    def _slots(self, prefix: str, seen: set[int]) -> Iterator[tuple[str, Slot]]:
         for name, child in self.children():
             if isinstance(child, Module):
                 yield from child._slots(f"{prefix}{name}.", seen)
@@ -73,7 +74,7 @@ class Module:
                 told.append(f"{label}{child.summary}")
         return " ".join(told) + "".join(lines)
 
-    def _labelled_children(self) -> Iterator[tuple[str, Module | Parameter | Cache]]:
+    def _labelled_children(self) -> Iterator[tuple[str, Module | Slot]]:
         for name, child in self.children():
             yield f"({name}):" if isinstance(child, Module) else name, child
 
@@ -93,10 +94,10 @@ class ModuleList(Module, Generic[M]):
     def __getitem__(self, position: int) -> M:
         return self.items[position]
 
-    def children(self) -> Iterator[tuple[str, Module | Parameter | Cache]]:
+    def children(self) -> Iterator[tuple[str, Module | Slot]]:
         yield from ((str(i), m) for i, m in enumerate(self.items))
 
-    def _labelled_children(self) -> Iterator[tuple[str, Module | Parameter | Cache]]:
+    def _labelled_children(self) -> Iterator[tuple[str, Module | Slot]]:
         """Modules that look the same are one, e.g. `(0-2, 4): 4 x`."""
         alike: dict[str, list[int]] = {}
         for i, module in enumerate(self.items):

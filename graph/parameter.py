@@ -166,3 +166,39 @@ class Cache:
         from paddock.graph.ops import cache
 
         return cache(self, current_mesh(), current_graph().dtype)
+
+
+@dataclass(eq=False)
+class State:
+    """What a layer keeps of a whole sequence, however long it is: `shape` is one sequence's.
+
+    The runtime gives each running sequence a slot. Values are of the graph's type, or f32 at least
+    where `exact`: what is added up over a whole sequence is not rounded at every token. The ops
+    that read a slot begin from zeros where a sequence has no tokens before the step.
+    """
+
+    shape: tuple[int, ...]
+    shard: Shard | None = None
+    exact: bool = False
+    name: str = field(default="", init=False)
+
+    def local_shape(self, mesh: Mesh) -> tuple[int, ...]:
+        """The shape that one rank holds of a sequence."""
+        slot = Parameter(self.shape, self.shard)
+        slot.name = self.name
+        return slot.local_shape(mesh)
+
+    @property
+    def summary(self) -> str:
+        """`[heads, key size, value size] a sequence`, with the numbers."""
+        return f"[{', '.join(map(str, self.shape))}] a sequence"
+
+    @property
+    def tensor(self) -> Tensor:
+        """This rank's slots as a tensor of the current graph."""
+        from paddock.graph.ops import state
+
+        dtype = current_graph().dtype
+        if self.exact and dtype is not DType.F64:
+            dtype = DType.F32
+        return state(self, current_mesh(), dtype)

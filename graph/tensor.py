@@ -30,6 +30,7 @@ STARTS = Dim("sequences + 1")  # offsets: one more than there are sequences
 TABLE = Dim("table")  # all block numbers of a step's sequences, flat
 ROWS = Dim("rows")  # tokens whose logits somebody reads
 BLOCKS = Dim("blocks")  # cache blocks that the runtime has allocated
+SLOTS = Dim("slots")  # places for the states of sequences that the runtime has allocated
 BLOCK_SIZE = Dim("block_size")  # tokens in a cache block; the engine's choice
 
 

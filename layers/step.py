@@ -21,6 +21,7 @@ class Step:
     past_lengths: Tensor  # i32 [sequences]
     block_table: Tensor  # i32 [table]
     block_starts: Tensor  # i32 [sequences + 1]
+    sequence_slots: Tensor  # i32 [sequences]
     logit_rows: Tensor  # i64 [rows]
     max_context: int
 
@@ -34,6 +35,7 @@ class Step:
             past_lengths=input_tensor("past_lengths", DType.I32, SEQUENCES),
             block_table=input_tensor("block_table", DType.I32, TABLE),
             block_starts=input_tensor("block_starts", DType.I32, STARTS),
+            sequence_slots=input_tensor("sequence_slots", DType.I32, SEQUENCES),
             logit_rows=input_tensor("logit_rows", DType.I64, ROWS),
             max_context=max_context,
         )

@@ -121,16 +121,20 @@ def derive_limits(
     block_size: int,
     block_bytes: int,
     unclaimed_bytes: int,
+    state_bytes: int = 0,
 ) -> Limits:
     """The engine loop's limits. `machine` is measured after the engine was opened.
 
-    `unclaimed_bytes` is what the engine may still take for itself at its first steps. The cache
-    gets what its sequences can use, out of the memory that is free less that and a tenth of all:
-    a guess that is too small costs speed, one that is too large the process. Raises `RecipeError`
-    where not even one short sequence fits.
+    `unclaimed_bytes` is what the engine may still take for itself at its first steps, `state_bytes`
+    what layers keep of a sequence beside its blocks. The cache gets what its sequences can use, out
+    of the memory that is free less that and a tenth of all: a guess that is too small costs speed,
+    one that is too large the process. Raises `RecipeError` where not even one short sequence fits.
     """
     asked = recipe.limits
     sequences = asked.max_sequences or min(SEQUENCES_PER_CORE * machine.cores, 256)
+    room = _cache_room(recipe, machine, unclaimed_bytes)
+    if state_bytes and asked.max_sequences is None:
+        sequences = max(min(sequences, room // 2 // state_bytes), 1)
     per_step = asked.max_tokens_per_step or max(TOKENS_PER_CORE * machine.cores, sequences)
     if per_step < sequences:
         raise RecipeError(
@@ -145,6 +149,8 @@ def derive_limits(
         fewest=ceil(min(max_context, SHORTEST) / block_size) + 1,
         block_bytes=block_bytes,
         unclaimed_bytes=unclaimed_bytes,
+        states_bytes=sequences * state_bytes,
+        room=room,
     )
     context = min(max_context, (blocks - 1) * block_size)
     in_memory = max(machine.memory_bytes // 64 // TOKEN_BYTES, context)
@@ -169,7 +175,10 @@ def _cache_blocks(
     fewest: int,
     block_bytes: int,
     unclaimed_bytes: int,
+    states_bytes: int,
+    room: int,
 ) -> int:
+    """Blocks, of `room` bytes less those of the states of all sequences."""
     asked, free = recipe.limits.cache_gib, machine.free_bytes
     size = f"{block_bytes / 2**20:.2f} MiB"
     if asked is not None:
@@ -178,22 +187,37 @@ def _cache_blocks(
                 f"limits.cache_gib is {asked:g}, but {free / GIB:.2f} GiB of memory are free; ask"
                 " for less, or leave it out"
             )
-        if asked * GIB < fewest * block_bytes:
+        if room < fewest * block_bytes + states_bytes:
             raise RecipeError(
-                f"limits.cache_gib is {asked:g}, which is less than {fewest} blocks of {size}; a"
-                f" short conversation takes these, {fewest * block_bytes / GIB:.3f} GiB"
+                f"limits.cache_gib is {asked:g}, which is less than {fewest} blocks of {size}"
+                f"{_beside(states_bytes)}; a short conversation takes these,"
+                f" {(fewest * block_bytes + states_bytes) / GIB:.3f} GiB"
             )
-        return min(int(asked * GIB) // block_bytes, usable)
-    left = max(LEFT_FREE_AT_LEAST, int(LEFT_FREE * machine.memory_bytes))
-    room = int((free - unclaimed_bytes - left) * CACHE_SHARE)
-    if room < fewest * block_bytes:
+    elif room < fewest * block_bytes + states_bytes:
+        left = _left_free(machine)
         raise RecipeError(
             f"no memory for a cache: {free / GIB:.2f} GiB are free, of which"
             f" {unclaimed_bytes / GIB:.2f} are the engine's and {left / GIB:.2f} other programs';"
-            f" of the rest a half must hold {fewest} blocks of {size}. Choose a smaller model,"
+            f" of the rest a half must hold {fewest} blocks of {size}{_beside(states_bytes)}."
+            " Choose a smaller model,"
             " quant=int8 or engine.cache_dtype=u8, or say limits.cache_gib"
         )
-    return min(room // block_bytes, usable)
+    return min((room - states_bytes) // block_bytes, usable) if block_bytes else usable
+
+
+def _cache_room(recipe: Recipe, machine: Machine, unclaimed_bytes: int) -> int:
+    """Bytes for blocks and states: what is asked for, or a share of what would be free."""
+    if recipe.limits.cache_gib is not None:
+        return int(recipe.limits.cache_gib * GIB)
+    return int((machine.free_bytes - unclaimed_bytes - _left_free(machine)) * CACHE_SHARE)
+
+
+def _left_free(machine: Machine) -> int:
+    return max(LEFT_FREE_AT_LEAST, int(LEFT_FREE * machine.memory_bytes))
+
+
+def _beside(states_bytes: int) -> str:
+    return f" beside {states_bytes / GIB:.3f} GiB of sequences' states" if states_bytes else ""
 
 
 def _generation_config(file: Path) -> dict[str, Any]:

@@ -183,6 +183,7 @@ def start(
                 max_context=built.context.tokens,
                 block_size=session.block_size,
                 block_bytes=session.block_bytes,
+                state_bytes=session.state_bytes,
                 # The mapped weights count as free memory until they are read, and an engine may
                 # repack them at its first step.
                 unclaimed_bytes=int(built.manifest["weight_bytes"]),

@@ -34,6 +34,7 @@ STEPS: tuple[tuple[tuple[str, int], ...], ...] = (
     (("b", 1), ("a", 1)),
 )
 BLOCKS = {"a": (5, 1, 3), "b": (4, 2, 0)}  # of up to 3 blocks each, in no order
+SLOTS = {"a": 2, "b": 0}
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,9 @@ def _mean(rows: Array) -> float:
 
 def run(session: Session) -> list[Array]:
     """The logits of each of `STEPS`, of all tokens. Raises `BuildError` unless they are finite."""
-    session.allocate_cache(1 + max(max(blocks) for blocks in BLOCKS.values()))
+    session.allocate_cache(
+        1 + max(max(blocks) for blocks in BLOCKS.values()), 1 + max(SLOTS.values())
+    )
     found = []
     for step in steps(session.block_size, session.vocab_size):
         logits = np.array(session.run(step), np.float32)
@@ -176,6 +179,7 @@ def steps(block_size: int, vocab_size: int) -> list[StepInputs]:
                 past_lengths=np.array([past[name] for name, _ in sequences], np.int32),
                 block_table=np.array(table, np.int32),
                 block_starts=np.array(block_starts, np.int32),
+                sequence_slots=np.array([SLOTS[name] for name, _ in sequences], np.int32),
                 logit_rows=np.arange(len(ids), dtype=np.int64),
             )
         )

@@ -73,7 +73,7 @@ class EngineLoop:
         self._stepper = Stepper(
             session,
             limits,
-            Scheduler(limits, session.block_size, hasher),
+            Scheduler(limits, session.block_size, hasher, reuse=not session.state_bytes),
             self._admission,
             eos_token_ids=self._intake.eos_token_ids,
             clock=clock,
@@ -231,7 +231,7 @@ class EngineLoop:
 
     def _main(self, started: threading.Event, failure: list[BaseException]) -> None:
         try:
-            self._session.allocate_cache(self.limits.cache_blocks)
+            self._session.allocate_cache(self.limits.cache_blocks, self.limits.max_sequences)
         except BaseException as error:
             failure.append(error)
             return

@@ -66,9 +66,21 @@ class Scheduler:
     Not thread-safe: one thread owns it.
     """
 
-    def __init__(self, limits: Limits, block_size: int, hasher: PrefixHasher | None = None) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        block_size: int,
+        hasher: PrefixHasher | None = None,
+        *,
+        reuse: bool = True,
+    ) -> None:
+        """`reuse`: sequences begin behind the blocks of their prefix that others have computed.
+
+        Not so where layers keep a state of the whole sequence, which no block holds.
+        """
         self.limits = limits
         self.block_size = block_size
+        self.reuse = reuse
         self.hasher = hasher or PrefixHasher(block_size)
         self.pool = BlockPool(limits.cache_blocks)
         self.counters = Counters()
@@ -127,7 +139,7 @@ class Scheduler:
             if sequence.state is not State.RUNNING:
                 continue
             sequence.computed = computed = chunk.past + chunk.tokens
-            while (sequence.registered + 1) * size <= computed:
+            while self.reuse and (sequence.registered + 1) * size <= computed:
                 self._register_next_block(sequence)
 
     def finish(self, sequence: Sequence) -> None:
@@ -247,6 +259,8 @@ class Scheduler:
         The last token has to run, for its logits are what the next one is sampled from; and so
         do the prompt's tokens whose log-probabilities are still to be reported.
         """
+        if not self.reuse:
+            return 0
         tokens = sequence.length - 1
         done = len(sequence.prompt_logprobs)
         if done < sequence.prompt_rows:
@@ -291,7 +305,7 @@ class Scheduler:
 
     def _to_compute(self, sequence: Sequence) -> Iterator[bytes]:
         """Digests of its full blocks that are not in the cache yet."""
-        return iter(sequence.digests[sequence.registered :])
+        return iter(sequence.digests[sequence.registered :] if self.reuse else ())
 
     # --- blocks -------------------------------------------------------------------------------
 

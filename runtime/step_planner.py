@@ -72,6 +72,9 @@ class StepPlanner:
             positions[begin:end] = self._ramp[chunk.past : last]
             begin = end
 
+        slots = buffers.sequence_slots[:sequences]
+        slots[:] = [chunk.sequence.slot for chunk in chunks]
+
         block_starts = buffers.block_starts[: sequences + 1]
         size = self._block_size
         blocks = 0
@@ -90,6 +93,7 @@ class StepPlanner:
             past_lengths=past,
             block_table=buffers.block_table[:blocks],
             block_starts=block_starts,
+            sequence_slots=slots,
             logit_rows=logit_rows,
         )
         return PlannedStep(decision, inputs, sampled, sampled_rows, prompts)
@@ -138,6 +142,7 @@ class _Buffers:
         self.past_lengths = np.zeros(sequences, np.int32)
         self.block_table = np.zeros(sequences * blocks_per_sequence, np.int32)
         self.block_starts = np.zeros(sequences + 1, np.int32)
+        self.sequence_slots = np.zeros(sequences, np.int32)
         self.logit_rows = np.zeros(sequences + limits.max_prompt_logit_rows, np.int64)
 
 

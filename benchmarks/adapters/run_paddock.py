@@ -78,6 +78,7 @@ class Paddock:
                 [np.arange(count) + at * share for at, count in enumerate(blocks)]
             ).astype(np.int32),
             block_starts=np.concatenate([[0], np.cumsum(blocks)]).astype(np.int32),
+            sequence_slots=np.arange(len(tokens), dtype=np.int32),
             logit_rows=starts[1:].astype(np.int64) - 1,
         )
         self.latest = self.session.run(inputs)

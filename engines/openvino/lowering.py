@@ -23,6 +23,7 @@ from paddock.engines.protocol import BuildError
 from paddock.graph import DType, Graph, Node, Tensor
 from paddock.graph import ops as F
 from paddock.graph.op import Op
+from paddock.graph.tensor import fixed
 
 INT32_MAX = 2**31 - 1
 BLOCK_SIZE = 32  # fixed by the CPU plugin's paged attention
@@ -132,6 +133,12 @@ def _cache(state: Lowering, node: Node, inputs: list[Any]) -> Any:
     if node.outputs[0] in state.portable_caches:
         return state.portable.cache(source)
     return state.parameter(source.key, Type.dynamic, [-1] * 4)
+
+
+def _state(state: Lowering, node: Node, inputs: list[Any]) -> Any:
+    source = node.op
+    assert isinstance(source, F.StateSlots)
+    return state.parameter(source.key, Type.f32, [-1, *fixed(source.shape[1:])])
 
 
 def _weight(state: Lowering, node: Node, inputs: list[Any]) -> Any:
@@ -337,6 +344,7 @@ TABLE: dict[type[Op], Callable[[Lowering, Node, list[Any]], Any]] = {
     F.RotaryAngles: _rotary_angles,
     F.Scale: _scale,
     F.Split: _split,
+    F.StateSlots: _state,
     F.Weight: _weight,
 }
 

@@ -23,7 +23,7 @@ from paddock.engines.openvino.settings import settings
 from paddock.engines.openvino.weights import Weights
 from paddock.engines.protocol import BuildError, StepInputs, WeightSource
 from paddock.graph import Array, Graph
-from paddock.graph.ops import CacheBlocks, Input
+from paddock.graph.ops import CacheBlocks, Input, StateSlots
 
 # A step of one token in the first block.
 _ONE_TOKEN = StepInputs(
@@ -33,6 +33,7 @@ _ONE_TOKEN = StepInputs(
     past_lengths=np.zeros(1, np.int32),
     block_table=np.zeros(1, np.int32),
     block_starts=np.array([0, 1], np.int32),
+    sequence_slots=np.zeros(1, np.int32),
     logit_rows=np.zeros(1, np.int64),
 )
 
@@ -47,6 +48,7 @@ class OpenVINOSession:
         self._settings = settings(graph, options)
         self._weights = Weights(weights)
         self._inputs = [op.key for n in graph.find(Input) if isinstance(op := n.op, Input)]
+        self._states: list[Array] = []
         self._fed: dict[str, Array] = {}
         self._caches: list[Any] = []
         self._padding_row = 0
@@ -70,21 +72,39 @@ class OpenVINOSession:
                 prod(_block_shape(p)) * p.get_element_type().bitwidth // 8
                 for p in self._cache_ports
             ) + sum(rows.block_bytes for rows in self._rows)
+            self._state_ports = [
+                self._compiled.input(op.key)
+                for n in graph.find(StateSlots)
+                if isinstance(op := n.op, StateSlots)
+            ]
+            self.state_bytes = sum(
+                prod(_block_shape(p)) * p.get_element_type().bitwidth // 8
+                for p in self._state_ports
+            )
             self.allocate_cache(1)
             self.run(_ONE_TOKEN)
 
-    def allocate_cache(self, blocks: int) -> None:
+    def allocate_cache(self, blocks: int, slots: int = 1) -> None:
         # Memory that nobody writes is not taken from the system before a block is used.
-        self._caches = []
+        self._caches, self._states = [], []
         for port in self._cache_ports:
             tensor = ov.Tensor(port.get_element_type(), Shape([blocks, *_block_shape(port)]))
             self._request.set_tensor(port, tensor)
             self._caches.append(tensor)
-        for rows in self._rows:
-            tensor = rows.allocate(blocks)
-            self._request.set_tensor(rows.key, tensor)
+        for cache in self._rows:
+            tensor = cache.allocate(blocks)
+            self._request.set_tensor(cache.key, tensor)
             self._caches.append(tensor)
         self._padding_row = blocks * BLOCK_SIZE
+        for port in self._state_ports:
+            # The step's ops update the rows in place, whatever type the compiler gave them.
+            width = prod(_block_shape(port)) * port.get_element_type().bitwidth // 8
+            rows = np.zeros((slots, width), np.uint8)
+            shape = Shape([slots, *_block_shape(port)])
+            tensor = ov.Tensor(rows.reshape(-1), shape, port.get_element_type())
+            self._request.set_tensor(port, tensor)
+            self._states.append(rows)
+            self._caches.append(tensor)
 
     def run(self, step: StepInputs) -> Array:
         for key in self._inputs:
@@ -95,11 +115,14 @@ class OpenVINOSession:
         if self._rows:
             for key, array in padded(step, BLOCK_SIZE, self._padding_row).items():
                 self._feed(key, array)
+        fresh = step.sequence_slots[step.past_lengths == 0]
+        for rows in self._states:
+            rows[fresh] = 0
         self._request.infer()
         if self._rows:
             at = written_rows(step, BLOCK_SIZE)
-            for rows in self._rows:
-                rows.write(at, self._request.get_tensor(new_rows(rows.key)).data)
+            for cache in self._rows:
+                cache.write(at, self._request.get_tensor(new_rows(cache.key)).data)
         logits: Array = self._request.get_output_tensor(0).data
         return logits
 
@@ -107,6 +130,7 @@ class OpenVINOSession:
         self._request = self._compiled = None
         self._cache_ports, self._caches, self._rows = [], [], []
         self._fed.clear()
+        self._states, self._state_ports = [], []
         self._weights.kept.clear()
 
     def runtime_report(self) -> dict[str, Any]:

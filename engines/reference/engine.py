@@ -13,7 +13,15 @@ import numpy as np
 from paddock.engines.protocol import BuildError, Capabilities, StepInputs, WeightSource
 from paddock.engines.reference.evaluate import evaluate
 from paddock.graph import Array, DType, Graph, GraphError, Node, Op
-from paddock.graph.ops import CacheBlocks, Collective, Communicator, Input, Source, Weight
+from paddock.graph.ops import (
+    CacheBlocks,
+    Collective,
+    Communicator,
+    Input,
+    Source,
+    StateSlots,
+    Weight,
+)
 from paddock.graph.passes import expand
 from paddock.graph.serialize import from_json, to_json
 from paddock.graph.tensor import fixed
@@ -97,6 +105,10 @@ class ReferenceSession:
             self.block_size * prod(fixed(op.shape[2:])) * op.dtype.numpy.itemsize
             for op in self._caches
         )
+        self._states = [op for n in graph.find(StateSlots) if isinstance(op := n.op, StateSlots)]
+        self.state_bytes = sum(
+            prod(fixed(op.shape[1:])) * op.dtype.numpy.itemsize for op in self._states
+        )
         self._inputs = [op for n in graph.find(Input) if isinstance(op := n.op, Input)]
         for op in self._inputs:
             if op.key not in _STEP:
@@ -106,10 +118,13 @@ class ReferenceSession:
             assert isinstance(node.op, Weight)
             self._values[node.op] = _bound(node.op, weights)
 
-    def allocate_cache(self, blocks: int) -> None:
+    def allocate_cache(self, blocks: int, slots: int = 1) -> None:
         for op in self._caches:
             token = fixed(op.shape[2:])
             self._values[op] = np.zeros((blocks, self.block_size, *token), op.dtype.numpy)
+        for state in self._states:
+            shape = fixed(state.shape[1:])
+            self._values[state] = np.zeros((slots, *shape), state.dtype.numpy)
 
     def run(self, step: StepInputs) -> Array:
         return self.outputs(step)[0]

@@ -48,6 +48,7 @@ from paddock.graph.ops.source import (
     Fill,
     Input,
     Source,
+    StateSlots,
     Weight,
     cache,
     fill,
@@ -56,6 +57,7 @@ from paddock.graph.ops.source import (
     scale_name,
     scale_shape,
     split_parts,
+    state,
 )
 
 __all__ = [
@@ -87,6 +89,7 @@ __all__ = [
     "Send",
     "Source",
     "Split",
+    "StateSlots",
     "Weight",
     "activation",
     "add",
@@ -116,4 +119,5 @@ __all__ = [
     "silu",
     "split",
     "split_parts",
+    "state",
 ]

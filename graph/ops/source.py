@@ -10,8 +10,8 @@ from paddock.graph.errors import GraphError
 from paddock.graph.graph import current_graph
 from paddock.graph.mesh import Mesh
 from paddock.graph.op import Op
-from paddock.graph.parameter import Cache, Parameter, QuantFormat
-from paddock.graph.tensor import BLOCK_SIZE, BLOCKS, Shape, Tensor, TensorType
+from paddock.graph.parameter import Cache, Parameter, QuantFormat, State
+from paddock.graph.tensor import BLOCK_SIZE, BLOCKS, SLOTS, Shape, Tensor, TensorType
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Source(Op, abstract=True):
     def infer(self) -> TensorType:
         if not self.key:
             raise GraphError(
-                "it has no name: a Parameter or Cache is found where it is an attribute of a"
+                "it has no name: a Parameter, Cache or State is found where it is an attribute of a"
                 " Module, and a Module where it is one or stands in a ModuleList"
             )
         if any(isinstance(n, int) and n < 1 for n in self.shape):
@@ -88,6 +88,13 @@ class Weight(Source):
 @dataclass(frozen=True)
 class CacheBlocks(Source):
     """The blocks of one cache slot: [blocks, block_size, *shape of a token]. Ops write into it."""
+
+    fed_by: ClassVar[str] = "the runtime"
+
+
+@dataclass(frozen=True)
+class StateSlots(Source):
+    """The states of one layer: [slots, *shape of a sequence's]. Ops read and write their rows."""
 
     fed_by: ClassVar[str] = "the runtime"
 
@@ -192,6 +199,11 @@ def scale_shape(shape: Shape, quant: QuantFormat) -> tuple[int, int]:
 def cache(slot: Cache, mesh: Mesh, dtype: DType) -> Tensor:
     shape: Shape = (BLOCKS, BLOCK_SIZE, *slot.local_shape(mesh))
     return current_graph().insert_once(CacheBlocks(slot.name, dtype, shape))
+
+
+def state(slot: State, mesh: Mesh, dtype: DType) -> Tensor:
+    shape: Shape = (SLOTS, *slot.local_shape(mesh))
+    return current_graph().insert_once(StateSlots(slot.name, dtype, shape))
 
 
 def split_parts(tensor: Tensor) -> tuple[Tensor, ...] | None:

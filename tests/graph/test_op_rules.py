@@ -13,7 +13,7 @@ import pytest
 import paddock.graph.ops as F
 from paddock.graph import DType, Graph, GraphError, Mesh, Op, TensorType, use_graph
 from paddock.graph.op import OPS
-from paddock.graph.tensor import BLOCK_SIZE, BLOCKS, TOKENS, Dim
+from paddock.graph.tensor import BLOCK_SIZE, BLOCKS, SLOTS, TOKENS, Dim
 from tests.graph.written import tensors, type_of
 
 BF16, F32, F64, I64 = DType.BF16, DType.F32, DType.F64, DType.I64
@@ -32,6 +32,7 @@ ACCEPTED: list[tuple[Op, tuple[str, ...], str]] = [
     (F.Input("token_ids", I64, (TOKENS,)), (), "i64[tokens]"),
     (F.Weight("w", BF16, (6, 4), (("q", 4), ("k", 2))), (), "bf16[6, 4]"),
     (F.CacheBlocks("c", F32, (BLOCKS, BLOCK_SIZE, 2, 16)), (), CACHE),
+    (F.StateSlots("s", F32, (SLOTS, 2, 16)), (), "f32[slots, 2, 16]"),
     (F.Dequantize(BF16), ("i8[6, 8]", "f16[6, 2]"), "bf16[6, 8]"),
     (F.Dequantize(F32), ("i4[6, 8]", "f16[6, 1]"), "f32[6, 8]"),
     (F.Add(), ("f32[tokens, 8]", "f32[tokens, 8]"), "f32[tokens, 8]"),
@@ -72,13 +73,14 @@ ACCEPTED: list[tuple[Op, tuple[str, ...], str]] = [
     (F.Receive(BF16, (8,)), ("i64[tokens]",), "bf16[tokens, 8]"),
 ]
 REFUSED: list[tuple[Op, tuple[str, ...], str]] = [
-    (F.Input("", I64, (TOKENS,)), (), "it has no name: a Parameter or Cache is found where"),
+    (F.Input("", I64, (TOKENS,)), (), "it has no name: a Parameter, Cache or State is found where"),
     (F.Input("x", I64, (0,)), (), "'x': i64[0] has an empty axis"),
     (F.Input("x", I64, (-4, 4)), (), "has an empty axis"),
     (F.Weight("w", F32, (6, 4), (("q", 4), ("k", 3))), (), "are not the rows of (6, 4)"),
     (F.Weight("w", F32, (), (("q", 4),)), (), "are not the rows of ()"),
     (F.Weight("w", F32, (4, 4), (("q", 8), ("k", -4))), (), "are not the rows of (4, 4)"),
     (F.CacheBlocks("c", F32, (BLOCKS, BLOCK_SIZE, 0, 16)), (), "has an empty axis"),
+    (F.StateSlots("s", F32, (SLOTS, 0)), (), "has an empty axis"),
     (F.Dequantize(F32), ("f32[6, 8]", "f16[6, 2]"), "expected integers and scales of two axes"),
     (F.Dequantize(F32), ("i8[8]", "f16[8, 1]"), "expected integers and scales of two axes"),
     (F.Dequantize(F32), ("i8[6, 8]", "f16[6]"), "expected integers and scales of two axes"),

@@ -251,13 +251,14 @@ def test_what_is_fed_has_no_value_of_its_own() -> None:
         (F.Input("x", DType.F32, (4,)), "the step feeds it"),
         (F.Weight("x", DType.F32, (4,)), "the bound weights feeds it"),
         (F.CacheBlocks("x", DType.F32, (4,)), "the runtime feeds it"),
+        (F.StateSlots("x", DType.F32, (4,)), "the runtime feeds it"),
     ):
         with pytest.raises(GraphError, match=feeder):
             op.compute()
 
 
 def test_every_op_that_computes_is_tried_here() -> None:
-    source = (F.Input, F.Weight, F.CacheBlocks)
+    source = (F.Input, F.Weight, F.CacheBlocks, F.StateSlots)
     collective = (F.AllReduce, F.AllGather, F.Send, F.Receive)
     elsewhere = (F.Attention,)  # test_attention_values
     tried = {

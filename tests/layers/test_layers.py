@@ -54,6 +54,7 @@ STEP: dict[str, Array] = {
     "past_lengths": np.array([0]),
     "block_table": np.array([0]),
     "block_starts": np.array([0, 1]),
+    "sequence_slots": np.array([0]),
     "logit_rows": np.arange(TOKEN_COUNT),
 }
 

@@ -63,7 +63,7 @@ def play(
     size = session.block_size
     needed = [-(-len(ids) // size) for ids in sequences]
     spare = 3
-    session.allocate_cache(sum(needed) + spare)
+    session.allocate_cache(sum(needed) + spare, sum(needed) + spare)
     free = [int(b) for b in random.permutation(sum(needed) + spare)]
     if soil:
         ids = random.integers(0, session.vocab_size, len(free) * size)
@@ -92,7 +92,10 @@ def play(
 def step_inputs(
     session: Session, batch: Sequence[tuple[Array, int, Sequence[int]]], rows: Array
 ) -> StepInputs:
-    """A step of (new token ids, tokens in the cache before them, all blocks) sequences."""
+    """A step of (new token ids, tokens in the cache before them, all blocks) sequences.
+
+    A sequence's slot is the number of its first block.
+    """
     lengths = [len(ids) for ids, _, _ in batch]
     used = [blocks[: -(-(past + len(ids)) // session.block_size)] for ids, past, blocks in batch]
     positions = [np.arange(past, past + len(ids)) for ids, past, _ in batch]
@@ -103,6 +106,7 @@ def step_inputs(
         past_lengths=np.array([past for _, past, _ in batch], np.int32),
         block_table=np.array([b for blocks in used for b in blocks], np.int32),
         block_starts=np.cumsum([0, *map(len, used)]).astype(np.int32),
+        sequence_slots=np.array([blocks[0] for _, _, blocks in batch], np.int32),
         logit_rows=np.asarray(rows, np.int64),
     )
 

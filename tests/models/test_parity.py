@@ -109,7 +109,7 @@ def test_only_the_rows_asked_for_come_back_in_their_order(
 ) -> None:
     ids = case(name).sequences[0]
     blocks = range(-(-len(ids) // session.block_size))
-    session.allocate_cache(len(blocks))
+    session.allocate_cache(len(blocks), len(blocks))
     rows = np.array([17, 3, 3, 28, 0])
     found = session.run(step_inputs(session, [(ids, 0, blocks)], rows))
     assert found.shape == (5, session.vocab_size)

@@ -97,11 +97,12 @@ class MeshSession:
         last = self.sessions[self.meshes[-1]]
         self.vocab_size, self.block_size = last.vocab_size, block_size
         self.block_bytes = sum(s.block_bytes for s in self.sessions.values())
+        self.state_bytes = sum(s.state_bytes for s in self.sessions.values())
         self._threads = ThreadPoolExecutor(len(self.meshes))
 
-    def allocate_cache(self, blocks: int) -> None:
+    def allocate_cache(self, blocks: int, slots: int = 1) -> None:
         for session in self.sessions.values():
-            session.allocate_cache(blocks)
+            session.allocate_cache(blocks, slots)
 
     def run(self, step: StepInputs) -> Array:
         """The logits, after checking that every rank of the last stage has the same."""

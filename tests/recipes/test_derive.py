@@ -149,6 +149,7 @@ def test_limits_that_cannot_be(settings: dict[str, Any], free: int, words: str) 
     block_size=st.sampled_from([16, 32, 64]),
     block_bytes=st.integers(1, 1 << 28),
     unclaimed=st.integers(0, 1 << 36),
+    state_bytes=st.just(0) | st.integers(1, 1 << 30),
 )
 def test_the_cache_never_takes_what_is_not_there(
     cores: int,
@@ -158,6 +159,7 @@ def test_the_cache_never_takes_what_is_not_there(
     block_size: int,
     block_bytes: int,
     unclaimed: int,
+    state_bytes: int,
 ) -> None:
     machine = Machine(cores, memory, int(memory * free), "x86_64")
     try:
@@ -168,12 +170,31 @@ def test_the_cache_never_takes_what_is_not_there(
             block_size=block_size,
             block_bytes=block_bytes,
             unclaimed_bytes=unclaimed,
+            state_bytes=state_bytes,
         )
     except RecipeError:
         return
-    assert found.cache_blocks * block_bytes + unclaimed <= machine.free_bytes * 0.9
+    cache = found.cache_blocks * block_bytes + found.max_sequences * state_bytes
+    assert cache + unclaimed <= machine.free_bytes * 0.9
     assert 1 <= found.max_context <= context
     assert found.max_context <= found.cache_blocks * block_size
+
+
+def test_states_take_the_place_of_blocks_and_bound_the_sequences() -> None:
+    without, beside = limits(), limits(state_bytes=1 << 20)
+    assert beside.max_sequences == without.max_sequences
+    full, less = (limits(max_context=1 << 20, state_bytes=n << 20) for n in (0, 1))
+    assert full.cache_blocks - less.cache_blocks == less.max_sequences  # states of a block's size
+    heavy = limits(state_bytes=GIB)
+    assert heavy.max_sequences < without.max_sequences
+    with pytest.raises(RecipeError, match=r"beside 16\.000 GiB of sequences' states"):
+        limits(settings={"max_sequences": 16}, state_bytes=GIB)
+
+
+def test_a_model_without_blocks_of_its_own_is_bounded_by_its_states() -> None:
+    found = limits(block_bytes=0, state_bytes=1 << 20)
+    assert found.max_context == 1024
+    assert found.cache_blocks == found.max_sequences * (1024 // 32 + 1)
 
 
 @pytest.mark.parametrize(

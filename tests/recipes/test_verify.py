@@ -37,9 +37,10 @@ class Changed:
         self._session, self._change, self._change_step = session, change, change_step
         self.vocab_size, self.block_size = session.vocab_size, session.block_size
         self.block_bytes = session.block_bytes
+        self.state_bytes = session.state_bytes
 
-    def allocate_cache(self, blocks: int) -> None:
-        self._session.allocate_cache(blocks)
+    def allocate_cache(self, blocks: int, slots: int = 1) -> None:
+        self._session.allocate_cache(blocks, slots)
 
     def run(self, step: StepInputs) -> Array:
         logits = self._session.run(self._change_step(step) if self._change_step else step)

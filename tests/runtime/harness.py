@@ -37,19 +37,27 @@ class Harness:
     """Submit, then `step()`; after each step every invariant is checked."""
 
     def __init__(
-        self, limits: Limits, *, block_size: int = 4, session: Session | None = None
+        self,
+        limits: Limits,
+        *,
+        block_size: int = 4,
+        session: Session | None = None,
+        keeps_state: bool = False,
     ) -> None:
         """A session that is not the default has no tokenizer, and no text."""
         self.now = 0.0
         self.limits = limits
-        self.session = HistorySession(vocab_size=VOCAB_SIZE, block_size=block_size, limits=limits)
+        self.session = HistorySession(
+            vocab_size=VOCAB_SIZE, block_size=block_size, limits=limits, keeps_state=keeps_state
+        )
         driven = session or self.session
-        driven.allocate_cache(limits.cache_blocks)
+        driven.allocate_cache(limits.cache_blocks, limits.max_sequences)
         hasher = PrefixHasher(driven.block_size)
         tokenizer = None if session else LetterTokenizer()
         self.admission = Admission(limits, self.clock)
         self.intake = Intake(driven, limits, tokenizer, hasher, self.clock)
-        self.scheduler = Scheduler(limits, driven.block_size, hasher)
+        reuse = not driven.state_bytes
+        self.scheduler = Scheduler(limits, driven.block_size, hasher, reuse=reuse)
         self.stepper = Stepper(
             driven,
             limits,

@@ -30,10 +30,20 @@ def history_logits(token_ids: npt.NDArray[np.int64], vocab_size: int) -> npt.NDA
 class HistorySession:
     """Asserts every promise of `StepInputs` on the way, and the limits where they are given."""
 
-    def __init__(self, *, vocab_size: int, block_size: int, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        block_size: int,
+        limits: Limits | None = None,
+        keeps_state: bool = False,
+    ) -> None:
+        """`keeps_state`: what it remembers of a sequence lies in its slot, and in no block."""
         self.vocab_size = vocab_size
         self.block_size = block_size
         self.block_bytes = 8 * block_size
+        self.state_bytes = 8 * 1024 if keeps_state else 0
+        self.slots: list[list[int]] = []
         self.limits = limits
         self.cache = np.zeros((0, block_size), np.int64)
         self.steps = 0
@@ -42,7 +52,8 @@ class HistorySession:
         self.closed = False
         self.fail_next: Exception | None = None
 
-    def allocate_cache(self, blocks: int) -> None:
+    def allocate_cache(self, blocks: int, slots: int = 1) -> None:
+        self.slots = [[] for _ in range(slots)]
         self.cache = np.full((blocks, self.block_size), NEVER_WRITTEN, np.int64)
 
     def run(self, step: StepInputs) -> Array:
@@ -50,6 +61,7 @@ class HistorySession:
         self.check(step)
         for index in range(len(step.past_lengths)):
             self._write(step, index)
+            self._remember(step, index)
         self.steps += 1
         self.tokens_run += len(step.token_ids)
         self.logit_rows_made += len(step.logit_rows)
@@ -60,6 +72,9 @@ class HistorySession:
         logits = np.empty((len(step.logit_rows), self.vocab_size), np.float32)
         for row, (token, sequence) in enumerate(zip(step.logit_rows, sequence_of, strict=True)):
             history = self._read(step, int(sequence), int(step.positions[token]) + 1)
+            if self.state_bytes:
+                kept = self.slots[step.sequence_slots[sequence]]
+                history = np.array(kept[: len(history)], np.int64)
             logits[row] = history_logits(history, self.vocab_size)
         return logits
 
@@ -94,6 +109,8 @@ class HistorySession:
         assert (np.diff(step.block_starts) == -(-totals // self.block_size)).all()
         assert ((step.block_table >= 0) & (step.block_table < len(self.cache))).all()
         self._check_sharing(step)
+        assert len(set(step.sequence_slots.tolist())) == len(step.sequence_slots) == sequences
+        assert ((step.sequence_slots >= 0) & (step.sequence_slots < len(self.slots))).all()
 
         assert (np.diff(step.logit_rows) > 0).all()
         assert ((step.logit_rows >= 0) & (step.logit_rows < tokens)).all()
@@ -129,6 +146,15 @@ class HistorySession:
         positions = step.positions[own]
         blocks = self._blocks(step, index)[positions // self.block_size]
         self.cache[blocks, positions % self.block_size] = step.token_ids[own]
+
+    def _remember(self, step: StepInputs, index: int) -> None:
+        own = slice(step.sequence_starts[index], step.sequence_starts[index + 1])
+        kept = self.slots[step.sequence_slots[index]]
+        if step.past_lengths[index] == 0:
+            kept.clear()
+        kept += step.token_ids[own].tolist()
+        if self.state_bytes:
+            assert len(kept) == step.past_lengths[index] + own.stop - own.start
 
     def _read(self, step: StepInputs, index: int, length: int) -> npt.NDArray[np.int64]:
         history = self.cache[self._blocks(step, index)].reshape(-1)[:length]

@@ -80,6 +80,7 @@ def continue_alone(session: Session, prompt: list[int], params: SamplingParams) 
             past_lengths=np.array([past], np.int32),
             block_table=np.arange(-(-len(tokens) // size), dtype=np.int32),
             block_starts=np.array([0, -(-len(tokens) // size)], np.int32),
+            sequence_slots=np.zeros(1, np.int32),
             logit_rows=np.array([new - 1], np.int64),
         )
         past = len(tokens)
@@ -264,6 +265,7 @@ class NotClosed:
         self.vocab_size = session.vocab_size
         self.block_size = session.block_size
         self.block_bytes = session.block_bytes
+        self.state_bytes = session.state_bytes
         self.allocate_cache = session.allocate_cache
         self.run = session.run
 

@@ -53,9 +53,9 @@ class GatedSession(HistorySession):
         while self.at_gate.acquire(blocking=False):
             pass
 
-    def allocate_cache(self, blocks: int) -> None:
+    def allocate_cache(self, blocks: int, slots: int = 1) -> None:
         self.threads.add(threading.get_ident())
-        super().allocate_cache(blocks)
+        super().allocate_cache(blocks, slots)
 
     def run(self, step: StepInputs) -> Array:
         self.threads.add(threading.get_ident())
@@ -471,7 +471,7 @@ def test_a_bug_in_the_scheduler_leaves_nobody_waiting(
 
 def test_a_cache_that_cannot_be_had_is_told_at_once() -> None:
     class Small(HistorySession):
-        def allocate_cache(self, blocks: int) -> None:
+        def allocate_cache(self, blocks: int, slots: int = 1) -> None:
             raise MemoryError(f"no room for {blocks} blocks")
 
     with pytest.raises(MemoryError, match="no room for 64 blocks"):

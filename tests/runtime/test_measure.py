@@ -20,6 +20,7 @@ class TimedSession:
     vocab_size = 50
     block_size = 4
     block_bytes = 64
+    state_bytes = 0
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -28,7 +29,7 @@ class TimedSession:
     def clock(self) -> float:
         return self.now
 
-    def allocate_cache(self, blocks: int) -> None:
+    def allocate_cache(self, blocks: int, slots: int = 1) -> None:
         """There is none."""
 
     def run(self, step: StepInputs) -> Array:

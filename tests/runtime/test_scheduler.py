@@ -176,6 +176,24 @@ def test_a_shared_beginning_is_computed_once() -> None:
     assert harness.session.tokens_run == 14 + 2 * (14 - 8)
 
 
+def test_where_layers_keep_a_state_no_prefix_is_reused_and_all_is_computed_from_the_start() -> None:
+    """The session answers from the slot alone: a state begun behind a prefix would change it."""
+    limits = make_limits(cache_blocks=18, max_context=40, prefill_chunk=5)
+    expected = {}
+    for keeps_state in (False, True):
+        harness = Harness(limits, keeps_state=keeps_state)
+        requests = [harness.submit(LONG, max_tokens=18, ignore_eos=True) for _ in range(3)]
+        harness.run()
+        counters = harness.scheduler.counters
+        assert counters.preemptions
+        assert (counters.prompt_tokens_hit == 0) == keeps_state
+        expected[keeps_state] = [harness.result(r).sequences[0].token_ids for r in requests]
+        if keeps_state:
+            computed = [c.past for d in harness.decisions for c in d.chunks]
+            assert computed.count(0) == len(requests) + counters.preemptions
+    assert expected[True] == expected[False]
+
+
 def test_parallel_sequences_share_the_prompt() -> None:
     harness = Harness(make_limits())
     request = harness.submit(LONG, n=4, temperature=1.0, seed=3, max_tokens=1)
