@@ -151,6 +151,7 @@ def test_padding_never_meets_another_sequence() -> None:
         past_lengths=np.array([5, 0], np.int32),
         block_table=np.array([3, 1, 2], np.int32),
         block_starts=np.array([0, 2, 3], np.int32),
+        sequence_slots=np.array([1, 0], np.int32),
         logit_rows=np.zeros(1, np.int64),
     )
     made = padded(step, 4, 99)
