@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 # pip can read [dependency-groups] from 25.1 on; the version is bounded below for that.
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet
 
-.PHONY: demo test test-slow check format golden parity clean
+.PHONY: demo test test-slow check format golden parity tensorrt clean
 
 demo: $(VENV)/.installed  ## generate text from the bundled checkpoint
 	@$(BIN)/paddock demo
@@ -31,6 +31,8 @@ golden: $(VENV)/.test  ## write the golden files anew; look at what git says cha
 
 parity: $(VENV)/.parity  ## install torch and transformers, so that `make test` compares with them live
 
+tensorrt: $(VENV)/.tensorrt  ## install TensorRT for RTX, whose tests need no GPU
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info
 
@@ -51,4 +53,8 @@ $(VENV)/.check: $(VENV)/.test
 
 $(VENV)/.parity: $(VENV)/.test
 	@$(PIP) --group parity
+	@touch $@
+
+$(VENV)/.tensorrt: $(VENV)/.test
+	@$(PIP) --group tensorrt
 	@touch $@

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -81,6 +81,10 @@ class Capabilities:
     cache_dtypes: tuple[str, ...]
     collectives: bool = False
     rounding: Callable[[Graph, Mapping[str, Any]], Rounding] = rounding_of_graph
+    gpu: bool = False
+    """It computes on a GPU: what the processor is good at does not matter."""
+    compiles: bool = False
+    """It is a `CompilingKind`."""
 
 
 class WeightSource(Protocol):
@@ -120,3 +124,40 @@ class EngineKind(Protocol):
 
     def load(self, folder: Path) -> Engine:
         """Read what `Engine.save` wrote. Raises `BuildError` for a damaged folder."""
+
+
+class CompilingKind(EngineKind, Protocol):
+    """An engine that compiles ahead of time, for sizes and targets that are said before.
+
+    `options` of `build` then hold `max_context`, `max_sequences` and `max_tokens_per_step`, as far
+    as the recipe says them.
+    """
+
+    def check_target(self, dtypes: Sequence[DType], options: Mapping[str, Any]) -> None:
+        """Raise `BuildError` for what can be refused before a checkpoint is downloaded."""
+
+    def key_parts(self, graph: Graph, options: Mapping[str, Any]) -> dict[str, str]:
+        """What a build depends on beside the graph: compiler, targets, sizes."""
+
+    def compile(
+        self,
+        graph: Graph,
+        options: Mapping[str, Any],
+        *,
+        weights: WeightSource,
+        progress: Callable[[float, float], None],
+    ) -> Engine:
+        """`build`, with weights that may be embedded; `progress` is told (done, total)."""
+
+    def define(self, graph: Graph, options: Mapping[str, Any]) -> CompiledEngine:
+        """An engine that is not compiled, to be interpreted."""
+
+
+class CompiledEngine(Engine, Protocol):
+    """What a `CompilingKind` builds and loads."""
+
+    def why_not_here(self) -> str | None:
+        """Why this machine cannot run it, or None."""
+
+    def open_interpreted(self, weights: WeightSource) -> Session:
+        """What the compiler was given, evaluated in NumPy."""

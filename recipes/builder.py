@@ -9,9 +9,15 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from paddock.engines.protocol import EngineKind, Rounding
+from paddock.engines.protocol import (
+    CompiledEngine,
+    CompilingKind,
+    Engine,
+    EngineKind,
+    Rounding,
+)
 from paddock.engines.reference.rounding import rounded
 from paddock.graph import DType, Graph
 from paddock.graph.ops import Weight, scale_name
@@ -153,9 +159,7 @@ class Builder:
         place = folder / RANK
         place.mkdir()
         with timed(self.timings, "compile"):
-            self.progress.update("compile", 0, None, "")
-            self.kind.build(self.traced.graph, self.options).save(place)
-            self.progress.update("compile", 1, 1, "")
+            self._compiled(self._open(weights)).save(place)
         check = None
         if self.recipe.verify:
             with timed(self.timings, "check"):
@@ -182,6 +186,26 @@ class Builder:
             "key_parts": self.parts,
             "seconds": round(time.perf_counter() - began, 2),
         }
+
+    def _compiled(self, weights: BoundWeights) -> Engine:
+        compiler = self._compiler
+        self.progress.update("compile", 0, 1 if compiler else None, "")
+        if compiler is None:
+            engine = self.kind.build(self.traced.graph, self.options)
+        else:
+            engine = compiler.compile(
+                self.traced.graph,
+                self.options,
+                weights=weights,
+                progress=lambda done, total: self.progress.update("compile", done, total, ""),
+            )
+        self.progress.update("compile", 1, 1, "")
+        return engine
+
+    @property
+    def _compiler(self) -> CompilingKind | None:
+        """The kind, if it is one that compiles."""
+        return cast(CompilingKind, self.kind) if self.kind.CAPABILITIES.compiles else None
 
     def _bound(self, *, again: bool = False) -> Entry:
         """Bound weights, made where they are not there; shared by all engines of their key."""
@@ -246,26 +270,36 @@ class Builder:
             measure().free_bytes,
         )
         engine = self.kind.load(place)
+        compiler = self._compiler
+        absent = cast(CompiledEngine, engine).why_not_here() if compiler else None
         if layers < self.traced.layers:
             # All layers run and give numbers; the first few of them, the right ones.
-            session = engine.open(weights, self.options)
-            try:
-                verify.run(session)
-            finally:
-                session.close()
-            engine = (
-                self.kind.build(self._retraced(self.traced.dtype, layers).graph, self.options)
-                if layers
-                else engine
-            )
+            if absent is None:
+                session = engine.open(weights, self.options)
+                try:
+                    verify.run(session)
+                finally:
+                    session.close()
+            if layers:
+                fewer = self._retraced(self.traced.dtype, layers).graph
+                engine = (
+                    self.kind.build(fewer, self.options)
+                    if absent is None or compiler is None
+                    else compiler.define(fewer, self.options)
+                )
         if not layers:
+            runs = "runs, but is" if absent is None else "is"
             self.progress.note(
-                "the build runs, but is not compared with the reference engine: that would take"
+                f"the build {runs} not compared with the reference engine: that would take"
                 f" {_size(verify.f32_bytes(cut.module))} of memory for {verify.CUT_LAYERS} layers"
             )
             return verify.Check(0, 0.0, 0.0, 0.0)
         exact = cut if layers == cut.layers else self._retraced(DType.F32, layers)
-        session = engine.open(weights, self.options)
+        session = (
+            engine.open(weights, self.options)
+            if absent is None
+            else cast(CompiledEngine, engine).open_interpreted(weights)
+        )
         try:
             check = verify.compare(
                 session, exact.graph, self._rounded(exact), weights, layers=layers
@@ -274,9 +308,14 @@ class Builder:
             session.close()
             self.progress.update("check", 1, 1, "")
         of = "" if layers == self.traced.layers else f" of {self.traced.layers}"
+        if absent is not None:
+            self.progress.note(f"it cannot run here: {absent}")
+            what = "what was compiled, evaluated in NumPy: "
+        else:
+            what = ""
         self.progress.note(
-            f"checked against the reference engine: {layers}{of} layers, logits {check.error:.1e}"
-            f" away ({check.rounding:.1e} by rounding alone)"
+            f"checked against the reference engine: {what}{layers}{of} layers, logits"
+            f" {check.error:.1e} away ({check.rounding:.1e} by rounding alone)"
         )
         return check
 
@@ -337,6 +376,7 @@ class Builder:
             "code": source_hash(*CODE_OF_GRAPHS),
             "graph": graph_hash(self.traced.graph),
             "weights": self.weights_key,
+            **(self._compiler.key_parts(self.traced.graph, self.options) if self._compiler else {}),
         }
 
     def _weight_bytes(self) -> int:

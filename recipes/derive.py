@@ -47,11 +47,14 @@ def choose_dtype(
     """The type of activations and unquantized weights.
 
     bf16 halves what f32 reads and writes, where the checkpoint has no more bits and the cores
-    multiply it by themselves; f32 is exact for every checkpoint and fast everywhere else.
+    multiply it by themselves; f32 is exact for every checkpoint and fast everywhere else. A GPU
+    multiplies what the checkpoint has.
     """
     if recipe.dtype != "auto":
         return DType(recipe.dtype)
     stored = str(config_json.get("dtype") or config_json.get("torch_dtype") or "")
+    if engine.gpu:
+        return {"bfloat16": DType.BF16, "float16": DType.F16}.get(stored, DType.F32)
     if stored == "bfloat16" and machine.has_bf16 and DType.BF16 in engine.dtypes:
         return DType.BF16
     return DType.F32
@@ -122,8 +125,11 @@ def derive_limits(
     block_bytes: int,
     unclaimed_bytes: int,
     state_bytes: int = 0,
+    most_sequences: int | None = None,
+    most_tokens_per_step: int | None = None,
 ) -> Limits:
-    """The engine loop's limits. `machine` is measured after the engine was opened.
+    """The engine loop's limits. `machine` is measured after the engine was opened; `most_...` is
+    what an engine was compiled for that was compiled for sizes.
 
     `unclaimed_bytes` is what the engine may still take for itself at its first steps, `state_bytes`
     what layers keep of a sequence beside its blocks. The cache gets what its sequences can use, out
@@ -131,11 +137,22 @@ def derive_limits(
     one that is too large the process. Raises `RecipeError` where not even one short sequence fits.
     """
     asked = recipe.limits
-    sequences = asked.max_sequences or min(SEQUENCES_PER_CORE * machine.cores, 256)
+    sequences = asked.max_sequences or most_sequences
+    sequences = sequences or min(SEQUENCES_PER_CORE * machine.cores, 256)
     room = _cache_room(recipe, machine, unclaimed_bytes)
     if state_bytes and asked.max_sequences is None:
         sequences = max(min(sequences, room // 2 // state_bytes), 1)
-    per_step = asked.max_tokens_per_step or max(TOKENS_PER_CORE * machine.cores, sequences)
+    per_step = asked.max_tokens_per_step or most_tokens_per_step
+    per_step = per_step or max(TOKENS_PER_CORE * machine.cores, sequences)
+    for key, value, most in (
+        ("max_sequences", sequences, most_sequences),
+        ("max_tokens_per_step", per_step, most_tokens_per_step),
+    ):
+        if most is not None and value > most:
+            raise RecipeError(
+                f"limits.{key} is {value}, the engine was built for {most}; ask for less, or build"
+                f" it again with limits.{key}={value}"
+            )
     if per_step < sequences:
         raise RecipeError(
             f"limits.max_tokens_per_step is {per_step}, limits.max_sequences {sequences}: every"

@@ -16,10 +16,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import paddock
-from paddock.engines.protocol import Session
+from paddock.engines.protocol import CompilingKind, EngineKind, Session
 from paddock.graph import DType
 from paddock.models import registry
 from paddock.models.config import ConfigError
@@ -138,7 +138,7 @@ def build(recipe: Recipe, *, progress: Progress = SILENT, rebuild: bool = False)
             traced,
             cache,
             prove=lambda: prove_binding(traced, checkpoint),
-            options=engine_options(recipe),
+            options=engine_options(recipe) | build_bounds(recipe, kind, traced),
             progress=progress,
             timings=timings,
         )
@@ -187,6 +187,8 @@ def start(
                 # The mapped weights count as free memory until they are read, and an engine may
                 # repack them at its first step.
                 unclaimed_bytes=int(built.manifest["weight_bytes"]),
+                most_sequences=getattr(session, "max_sequences", None),
+                most_tokens_per_step=getattr(session, "max_tokens_per_step", None),
             )
             if limits.max_context < built.context.tokens:
                 progress.note(
@@ -248,14 +250,31 @@ def compute_type(recipe: Recipe, config: Mapping[str, Any]) -> DType:
     kind = engine_kinds.load(recipe.engine.name)
     dtype = choose_dtype(recipe, config, measure(), kind.CAPABILITIES)
     engine_kinds.check(recipe, kind, dtype)
+    if kind.CAPABILITIES.compiles:
+        formats = (recipe.quant.weights, recipe.quant.head)
+        stored = [engine_kinds.STORED[f] for f in formats if f in engine_kinds.STORED]
+        cast(CompilingKind, kind).check_target([dtype, *stored], engine_options(recipe))
     return dtype
 
 
 def engine_options(recipe: Recipe) -> dict[str, Any]:
     """The recipe's `engine` settings, threads filled in."""
-    options = recipe.engine.model_dump(exclude={"name"})
-    options["threads"] = options["threads"] or measure().cores
+    options = recipe.engine.model_dump(exclude={"name"}, exclude_none=True)
+    options.setdefault("threads", measure().cores)
     return options
+
+
+def build_bounds(recipe: Recipe, kind: EngineKind, traced: Traced) -> dict[str, int]:
+    """What an engine that compiles for sizes is told of them; others take any."""
+    if not kind.CAPABILITIES.compiles:
+        return {}
+    limits = recipe.limits
+    asked = {
+        "max_context": traced.context.tokens,
+        "max_sequences": limits.max_sequences,
+        "max_tokens_per_step": limits.max_tokens_per_step,
+    }
+    return {key: value for key, value in asked.items() if value is not None}
 
 
 def read_tokenizer(recipe: Recipe, checkpoint: LocalCheckpoint) -> Tokenizer:

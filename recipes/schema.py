@@ -43,6 +43,20 @@ class EngineSettings(Settings):
     """Threads of a step; None: the physical cores that this process may use."""
     cache_dtype: Literal["auto", "f32", "f16", "bf16", "u8"] = "auto"
     """Element type of cached keys and values; auto: the engine's choice for the dtype."""
+    flavour: Literal["auto", "tensorrt", "tensorrt_rtx"] | None = None
+    """tensorrt: the package that compiles; None, as auto: the first that is installed."""
+    target: Names | None = None
+    """tensorrt: GPUs to compile for, e.g. [sm80,sm89]; None, as auto: the machine's own, or all
+    that run the dtype where it has none."""
+    weights: Literal["external", "embedded"] | None = None
+    """tensorrt: fed to the plan (None, as external), or constants in it."""
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> Self:
+        for key in ("flavour", "target", "weights"):
+            if getattr(self, key) is not None and self.name != "tensorrt":
+                raise ValueError(f"{key}: engine {self.name} has no such setting, tensorrt has")
+        return self
 
 
 class QuantSettings(Settings):

@@ -64,8 +64,9 @@ class BoundWeights:
         manifest: Mapping[str, Any],
         data: SafetensorsFile,
         shards: Mapping[str, SafetensorsFile],
+        checkpoint: Path | None = None,
     ) -> None:
-        self.folder, self.manifest = folder, manifest
+        self.folder, self.manifest, self.checkpoint = folder, manifest, checkpoint
         self._data, self._shards = data, shards
         self._entries = _entries(data)
 
@@ -87,7 +88,9 @@ class BoundWeights:
             name: _open_shard(name, known, Path(checkpoint) if checkpoint else None)
             for name, known in manifest["references"].items()
         }
-        return BoundWeights(folder, manifest, data, shards)
+        return BoundWeights(
+            folder, manifest, data, shards, Path(checkpoint) if checkpoint else None
+        )
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.version import VersionBase
 from omegaconf import OmegaConf
 
-from paddock.recipes import listing
+from paddock.recipes import engine_kinds, listing
 from paddock.recipes.compose import available, compose, expand_sweep
 from paddock.recipes.config_path import OURS
 from paddock.recipes.errors import RecipeError
@@ -67,8 +67,11 @@ def test_every_option_of_every_group_composes(group: str) -> None:
 
 
 def test_the_groups_spell_out_every_key_of_the_schema() -> None:
-    sources = compose("demo").sources
-    assert not [key for key, place in sources.items() if place == "default"]
+    """Of engines, which have settings of their own, all files together."""
+    composed = [compose("demo", [f"engine={name}"]).sources for name in engine_kinds.names()]
+    unsaid = [{key for key, place in sources.items() if place == "default"} for sources in composed]
+    assert not set.intersection(*unsaid)
+    assert all(key.startswith("engine.") for key in set.union(*unsaid))
 
 
 def test_sources_name_file_and_line() -> None:

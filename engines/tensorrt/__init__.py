@@ -1,0 +1,25 @@
+"""The engine that TensorRT compiles: padded steps, a cache in slots, ahead of time."""
+
+from paddock.engines.tensorrt.engine import (
+    CAPABILITIES,
+    NAME,
+    build,
+    check_target,
+    compile,
+    define,
+    key_parts,
+    load,
+    version,
+)
+
+__all__ = [
+    "CAPABILITIES",
+    "NAME",
+    "build",
+    "check_target",
+    "compile",
+    "define",
+    "key_parts",
+    "load",
+    "version",
+]

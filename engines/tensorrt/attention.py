@@ -1,0 +1,208 @@
+"""Attention over a cache in slots, as the layers that TensorRT fuses.
+
+A padded step is [S, L]: row s of it is the sequence in slot s of the caches, which are bound from
+the slot of the step's first row on. A sequence with fewer than L new tokens is padded behind them:
+what the padding writes lies behind the sequence's end, where nobody looks and the next step writes.
+
+TensorRT lets query i of row s see the keys j <= i + (length[s] - L), so that lengths are those of
+the padded rows, `write_indices + L`, and not of the sequences.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from paddock.engines.protocol import BuildError
+from paddock.engines.tensorrt.bounds import SEQUENCES
+from paddock.engines.tensorrt.network import Tensor, annotate
+from paddock.graph import DType, Node
+from paddock.graph import ops as F
+
+if TYPE_CHECKING:
+    from paddock.engines.tensorrt.lowering import Lowering
+
+PRESENT = "present."
+"""Outputs that are caches: this, and the name of the input whose memory they share."""
+
+
+def attention(state: Lowering, node: Node, inputs: list[Any]) -> Any:
+    """[tokens, heads, size] -> the same, by the attention layer or, capped, by primitives."""
+    op = node.op
+    assert isinstance(op, F.Attention)
+    q, k, v, *caches = inputs[:5]
+    heads, value_size = node.inputs[0].type.size(1), node.inputs[2].type.size(2)
+    keys, values = (
+        _updated(state, node.inputs[3 + i], caches[i], _rows(state, x, node.inputs[1 + i]))
+        for i, x in enumerate((k, v))
+    )
+    # The layer has no scale of its own.
+    factor = state.network.scalar(op.scale, DType.F32, 3)
+    q = state.narrowed(state.elementwise("PROD", state.widened(q), factor), node.inputs[0].dtype)
+    q = _rows(state, q, node.inputs[0])
+    if op.soft_cap is not None:
+        y = _written_out(state, node, q, keys, values)
+    else:
+        y = _fused(state, op, node.inputs[0].dtype, q, keys, values)
+    return state.view(y, (-1, heads, value_size), before=(0, 2, 1, 3))
+
+
+def write_indices(state: Lowering) -> Tensor:
+    """i32 [S]: tokens in each row's slot before this step."""
+    return state.feed("write_indices", "step", DType.I32, SEQUENCES)
+
+
+def key_value_lengths(state: Lowering) -> Tensor:
+    """i32 [S]: how many tokens of its slot the last query of each padded row sees."""
+    return state.feed("key_value_lengths", "step", DType.I32, SEQUENCES)
+
+
+def _rows(state: Lowering, x: Tensor, like: Any) -> Tensor:
+    """[tokens, heads, size] -> [S, heads, L, size]."""
+    network, heads, size = state.network, like.type.size(1), like.type.size(2)
+
+    def sizes() -> Tensor:
+        return state.joined([state.step_shape(), network.indices(heads, size)], 0)
+
+    shape = state.once(("rows", heads, size), sizes)
+    return state.view(x, sizes=shape, after=(0, 2, 1, 3))
+
+
+def _updated(state: Lowering, source: Any, cache: Tensor, rows: Tensor) -> Tensor:
+    """The cache after this step's rows were written: the same memory, so an output as well."""
+    op = source.node.op
+    if not isinstance(op, F.CacheBlocks):
+        raise BuildError(f"{source.node.where}: a cache is expected, not a {op.name}")
+    mode = state.network.enum("KVCacheMode", "LINEAR")
+    layer = state.network.layer("kv_cache_update", cache, rows, write_indices(state), mode)
+    present = state.network.output(layer)
+    state.give(present, PRESENT + op.key)
+    return present
+
+
+def _fused(
+    state: Lowering, op: F.Attention, dtype: DType, q: Tensor, keys: Tensor, values: Tensor
+) -> Tensor:
+    network = state.network
+    softmax = network.enum("AttentionNormalizationOp", "SOFTMAX")
+    ragged = network.flavour.features.ragged_attention
+    if ragged:
+        kind = "LOWER_RIGHT" if op.window is None and op.alibi is None else "NONE"
+        causal = network.enum("CausalMaskKind", kind)
+        layer = network.layer("attention_v2", q, keys, values, softmax, causal)
+        network.set(layer, "key_value_lengths", key_value_lengths(state))
+    else:
+        layer = network.layer("attention", q, keys, values, softmax, False)
+    # A mask beside a causal kind is refused, and only the log says so.
+    if op.alibi is not None:
+        network.set(layer, "mask", _biased(state, op.alibi, op.window, dtype))
+    elif op.window is not None or not ragged:
+        network.set(layer, "mask", seen(state, op.window))
+    # Where no fused kernel takes these sizes (f32, heads above 256), products and a softmax do.
+    network.set(layer, "decomposable", True)
+    annotate(layer, scale=op.scale, window=op.window)
+    return network.output(layer)
+
+
+def seen(state: Lowering, window: int | None) -> Tensor:
+    """bool [S, 1, L, capacity]: whether a query sees a place in its slot."""
+
+    def make() -> Tensor:
+        network = state.network
+        at = _query_positions(state)
+        places = np.arange(state.bounds.capacity, dtype=np.int32).reshape(1, 1, 1, -1)
+        j = network.constant(places, DType.I32)
+        not_later = state.unary("NOT", state.elementwise("GREATER", j, at))
+        if window is None:
+            return not_later
+        oldest = state.elementwise("SUB", at, network.scalar(window, DType.I32, 4))
+        return state.elementwise("AND", not_later, state.elementwise("GREATER", j, oldest))
+
+    return state.once(("seen", window), make)
+
+
+def _query_positions(state: Lowering) -> Tensor:
+    """i32 [S, 1, L, 1]."""
+
+    def make() -> Tensor:
+        network = state.network
+        positions = network.add("cast", state.positions(), network.dtype(DType.I32))
+        shape = state.joined([state.step_shape(), network.indices(1, 1)], 0)
+        return state.view(positions, sizes=shape, after=(0, 2, 1, 3))
+
+    return state.once("query positions", make)
+
+
+def _biased(state: Lowering, slopes: tuple[float, ...], window: int | None, dtype: DType) -> Tensor:
+    """[S, heads, L, capacity] to be added to scores: what ALiBi gives, and far less where unseen.
+
+    In the type of the queries, as the layer wants it.
+    """
+
+    def make() -> Tensor:
+        wide = _distances(state, slopes)
+        unseen = state.network.scalar(_UNSEEN[dtype], DType.F32, 4)
+        return state.narrowed(state.network.add("select", seen(state, window), wide, unseen), dtype)
+
+    return state.once(("biased", slopes, window), make)
+
+
+# Finite, so that a block of keys of which none is seen does not become NaN on its way.
+_UNSEEN = {DType.F16: -30000.0, DType.BF16: -1e30, DType.F32: -1e30}
+
+
+def _distances(state: Lowering, slopes: tuple[float, ...]) -> Tensor:
+    """f32 [S, heads, L, capacity]: slope of the head, times key's position less query's."""
+
+    def make() -> Tensor:
+        network = state.network
+        at = state.widened(_query_positions(state))
+        places = np.arange(state.bounds.capacity, dtype=np.float32).reshape(1, 1, 1, -1)
+        distance = state.elementwise("SUB", network.constant(places, DType.F32), at)
+        by_head = np.asarray(slopes, np.float32).reshape(1, -1, 1, 1)
+        return state.elementwise("PROD", distance, network.constant(by_head, DType.F32))
+
+    return state.once(("distances", slopes), make)
+
+
+def _written_out(state: Lowering, node: Node, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """In primitives: scores become cap * tanh(scores / cap), for which the layer has no place."""
+    op, network = node.op, state.network
+    assert isinstance(op, F.Attention)
+    assert op.soft_cap is not None
+    heads, size = node.inputs[0].type.size(1), node.inputs[0].type.size(2)
+    kv_heads, value_size = node.inputs[2].type.size(1), node.inputs[2].type.size(2)
+    group, capacity = heads // kv_heads, state.bounds.capacity
+    none, transposed = (network.enum("MatrixOperation", n) for n in ("NONE", "TRANSPOSE"))
+
+    # Queries that share a head of keys: [S, kv heads, group, L, size] against [S, kv heads, 1, ...]
+    q = _by_group(state, q, kv_heads, group, -1, size)
+    keys = _by_group(state, keys, kv_heads, 1, capacity, size)
+    values = _by_group(state, values, kv_heads, 1, capacity, value_size)
+    scores = state.widened(network.add("matrix_multiply", q, none, keys, transposed))
+    cap = network.scalar(op.soft_cap, DType.F32, 5)
+    tanh = network.enum("ActivationType", "TANH")
+    scores = network.add("activation", state.elementwise("DIV", scores, cap), tanh)
+    scores = state.elementwise("PROD", scores, cap)
+    if op.alibi is not None:
+        bias = _by_group(state, _distances(state, op.alibi), kv_heads, group, -1, capacity)
+        scores = state.elementwise("SUM", scores, bias)
+    mask = state.once(
+        ("seen by groups", op.window),
+        lambda: _by_group(state, seen(state, op.window), 1, 1, -1, capacity),
+    )
+    unseen = network.scalar(_UNSEEN[DType.F32], DType.F32, 5)
+    softmax = network.layer("softmax", network.add("select", mask, scores, unseen))
+    network.set(softmax, "axes", 1 << 4)
+    weights = state.narrowed(network.output(softmax), node.inputs[2].dtype)
+    y = network.add("matrix_multiply", weights, none, values, none)
+    return _by_group(state, y, heads, -1, value_size)
+
+
+def _by_group(state: Lowering, x: Tensor, *tail: int) -> Tensor:
+    """[S, ...] seen as [S, *tail]; one size may be -1."""
+    network = state.network
+    rows = state.once("S", lambda: network.add("slice", state.step_shape(), (0,), (1,), (1,)))
+    sizes = state.once(("S", tail), lambda: state.joined([rows, network.indices(*tail)], 0))
+    return state.view(x, sizes=sizes)

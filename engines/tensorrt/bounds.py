@@ -1,0 +1,79 @@
+"""How large a step's arrays may be: what the optimisation profiles are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from paddock.engines.protocol import BuildError
+
+CONTEXT, GENERATION = 0, 1  # numbers of the two profiles
+PROFILES = ("context", "generation")
+
+DEFAULT_SEQUENCES = 16
+DEFAULT_STEP_TOKENS = 2048
+
+_ALIGNMENT = 16  # tokens: a row of a cache then begins at a multiple of 256 bytes
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Sizes that a plan is compiled for."""
+
+    max_context: int
+    """Tokens of the longest sequence."""
+    max_sequences: int
+    """Rows of a call [S, L]."""
+    max_step_tokens: int
+    """Padded tokens of a call, S x L."""
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that a slot of the cache holds: one more than a sequence has, at least.
+
+        A row that takes no part in a call writes its one token there.
+        """
+        return -(-(self.max_context + 1) // _ALIGNMENT) * _ALIGNMENT
+
+    @staticmethod
+    def of(options: Mapping[str, Any]) -> Bounds:
+        """From an engine's options. Raises `BuildError` where they contradict each other."""
+        context = int(options["max_context"])
+        sequences = int(options.get("max_sequences") or DEFAULT_SEQUENCES)
+        tokens = options.get("max_tokens_per_step") or max(
+            min(DEFAULT_STEP_TOKENS, context), sequences
+        )
+        for name, value in (("max_context", context), ("max_sequences", sequences)):
+            if value < 1:
+                raise BuildError(f"limits.{name} is {value}, expected 1 at least")
+        if tokens < sequences:
+            raise BuildError(
+                f"limits.max_tokens_per_step is {tokens}, limits.max_sequences {sequences}: each"
+                " sequence takes a token in every step, so the first must not be less"
+            )
+        return Bounds(context, sequences, int(tokens))
+
+    def as_json(self) -> dict[str, int]:
+        return asdict(self)
+
+    def shapes(self, profile: int, dims: tuple[int | str, ...]) -> list[tuple[int, ...]]:
+        """Least, usual and largest shape of an input whose dimensions have these names."""
+        longest = min(self.max_step_tokens, self.max_context)
+        tokens = {CONTEXT: (1, min(512, longest), longest), GENERATION: (1, 1, 1)}[profile]
+        sequences = (1, min(8, self.max_sequences), self.max_sequences)
+        if profile == CONTEXT:
+            sequences = (1, 1, self.max_sequences)
+        rows = (
+            (1, 1, self.max_step_tokens)
+            if profile == CONTEXT
+            else (1, sequences[1], self.max_sequences)
+        )
+        # All tokens of a call along one axis, as pipeline stages hand them on.
+        flat = rows if profile == GENERATION else (1, tokens[1], self.max_step_tokens)
+        sizes = {SEQUENCES: sequences, TOKENS: tokens, ROWS: rows, FLAT: flat}
+        return [tuple(d if isinstance(d, int) else sizes[d][i] for d in dims) for i in range(3)]
+
+
+# Names of the dimensions that a profile bounds; TensorRT knows those that share a name as equal.
+SEQUENCES, TOKENS, ROWS, FLAT = "sequences", "tokens", "rows", "flat_tokens"

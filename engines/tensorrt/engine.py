@@ -1,0 +1,207 @@
+"""The tensorrt engine behind the common protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from paddock.engines.protocol import BuildError, Capabilities, StepInputs, WeightSource
+from paddock.engines.tensorrt import flavours, gpu, targets
+from paddock.engines.tensorrt.bounds import Bounds
+from paddock.engines.tensorrt.compiler_log import CompilerLog
+from paddock.engines.tensorrt.definition import Definition
+from paddock.engines.tensorrt.definition import define as lowered
+from paddock.engines.tensorrt.flavours import Flavour
+from paddock.engines.tensorrt.lowering import NetworkWeights, lowers
+from paddock.engines.tensorrt.plan import Plan
+from paddock.engines.tensorrt.runtime import open_on_gpu
+from paddock.engines.tensorrt.session import TensorRTSession
+from paddock.engines.tensorrt.subprocess_build import Progress, Request, compile_in_subprocess
+from paddock.engines.tensorrt.weights import EmbeddedWeights, ExternalWeights
+from paddock.graph import DType, Graph, GraphError
+from paddock.graph.ops import Dequantize, Input, Weight
+from paddock.graph.passes.expand import expand
+
+NAME = "tensorrt"
+CAPABILITIES = Capabilities(
+    dtypes=(DType.F16, DType.BF16, DType.F32),
+    quantization=(DType.I8, DType.I4),
+    cache_dtypes=("auto",),
+    collectives=True,
+    gpu=True,
+    compiles=True,
+)
+EXTERNAL, EMBEDDED = "external", "embedded"
+_STEP = tuple(field.name for field in fields(StepInputs))
+
+
+def version() -> str:
+    """Of the package that builds, or why there is none."""
+    try:
+        return flavours.find().label
+    except BuildError as error:
+        return str(error)
+
+
+def build(graph: Graph, options: Mapping[str, Any]) -> TensorRTEngine:
+    """Compile a traced graph whose weights are fed. Raises `BuildError`."""
+    return compile(graph, options)
+
+
+def compile(
+    graph: Graph,
+    options: Mapping[str, Any],
+    *,
+    weights: WeightSource | None = None,
+    progress: Progress | None = None,
+) -> TensorRTEngine:
+    """Compile a traced graph in a process of its own.
+
+    `options`: flavour, target, weights (external or embedded), max_context, max_sequences,
+    max_tokens_per_step, ranks. `weights` are what is embedded. Raises `BuildError`.
+    """
+    request = prepare(graph, options)
+    return TensorRTEngine(compile_in_subprocess(request, weights, progress))
+
+
+def define(graph: Graph, options: Mapping[str, Any]) -> TensorRTEngine:
+    """The same, not compiled: `open_interpreted` alone works."""
+    request = prepare(graph, options)
+    flavour = flavours.find(request.package)
+    definition = lowered(
+        request.graph,
+        request.bounds,
+        ExternalWeights(),
+        flavour,
+        CompilerLog(flavour),
+        ranks=request.ranks,
+    )
+    return TensorRTEngine(
+        Plan(
+            package=flavour.package,
+            version=flavour.version,
+            targets=request.targets,
+            weights=EXTERNAL,
+            ranks=request.ranks,
+            bounds=request.bounds,
+            inputs=tuple(definition.state.inputs.values()),
+            outputs=tuple(definition.state.outputs),
+            graph=request.graph,
+            data=b"",
+        )
+    )
+
+
+def check_target(dtypes: Sequence[DType], options: Mapping[str, Any]) -> None:
+    """Raise `BuildError` where there is no compiler, or none of these types for these targets."""
+    _chosen(dtypes, options)
+
+
+def key_parts(graph: Graph, options: Mapping[str, Any]) -> dict[str, str]:
+    """What a build depends on beside the graph."""
+    flavour, chosen = _chosen(types_of(graph), options)
+    bounds = Bounds.of(options)
+    return {
+        "compiler": flavour.label,
+        "target": " ".join(chosen),
+        "limits": " ".join(f"{key}={value}" for key, value in bounds.as_json().items()),
+        "weights in the plan": str(options.get("weights") or EXTERNAL),
+    }
+
+
+def _chosen(dtypes: Sequence[DType], options: Mapping[str, Any]) -> tuple[Flavour, tuple[str, ...]]:
+    """The compiler and its targets."""
+    flavour = flavours.find(str(options.get("flavour") or "auto"))
+    asked = options.get("target") or ["auto"]
+    asked = [asked] if isinstance(asked, str) else list(asked)
+    return flavour, targets.choose(asked, flavour, dtypes, gpu.here())
+
+
+def prepare(graph: Graph, options: Mapping[str, Any]) -> Request:
+    """All that can be refused before anything expensive starts."""
+    flavour, chosen = _chosen(types_of(graph), options)
+    try:
+        graph = expand(graph, NAME, lowers)
+        graph.verify()
+    except GraphError as error:
+        raise BuildError(str(error)) from error
+    for node in graph.find(Input):
+        if isinstance(node.op, Input) and node.op.key not in _STEP:
+            raise BuildError(
+                f"{node.where}: the step has no array {node.op.key!r}; it has {', '.join(_STEP)}"
+            )
+    how = str(options.get("weights") or EXTERNAL)
+    if how not in (EXTERNAL, EMBEDDED):
+        raise BuildError(f"engine.weights is {how!r}, expected {EXTERNAL} or {EMBEDDED}")
+    return Request(
+        graph=graph,
+        package=flavour.package,
+        targets=chosen,
+        bounds=Bounds.of(options),
+        weights=how,
+        ranks=int(options.get("ranks") or 1),
+    )
+
+
+def types_of(graph: Graph) -> list[DType]:
+    """What the GPU must have arithmetic for."""
+    stored = [t.dtype for n in graph.find(Dequantize) for t in n.inputs[:1]]
+    return [graph.dtype, *dict.fromkeys(stored)]
+
+
+def load(folder: Path) -> TensorRTEngine:
+    """The engine that `save` wrote."""
+    return TensorRTEngine(Plan.load(folder))
+
+
+class TensorRTEngine:
+    """A compiled plan."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+
+    def save(self, folder: Path) -> None:
+        self.plan.save(folder)
+
+    def open(self, weights: WeightSource, options: Mapping[str, Any]) -> TensorRTSession:
+        """A session on this machine's GPU. Raises `BuildError` where the plan cannot run here."""
+        return open_on_gpu(self.plan, weights)
+
+    def why_not_here(self) -> str | None:
+        """Why this machine cannot run the plan, or None."""
+        from paddock.engines.tensorrt.runtime import why_not
+
+        return why_not(self.plan)
+
+    def open_interpreted(self, weights: WeightSource) -> TensorRTSession:
+        """A session that evaluates the plan's network in NumPy: slow, and needs no GPU."""
+        from paddock.engines.tensorrt.interpreted import interpreted_session
+
+        flavour = flavours.find(self.plan.package)
+        return interpreted_session(self.plan, define_again(self.plan, flavour, weights), weights)
+
+
+def define_again(plan: Plan, flavour: Flavour, weights: WeightSource | None) -> Definition:
+    """The network that a plan was compiled from."""
+    kind: NetworkWeights = ExternalWeights()
+    if plan.weights == EMBEDDED:
+        assert weights is not None
+        kind = EmbeddedWeights(weights)
+    log = CompilerLog(flavour)
+    return lowered(plan.graph, plan.bounds, kind, flavour, log, ranks=plan.ranks)
+
+
+def weight_bytes(graph: Graph) -> int:
+    """Of all that the graph reads, as it is stored."""
+    from paddock.graph.tensor import fixed
+
+    total = 0
+    for node in graph.find(Weight):
+        assert isinstance(node.op, Weight)
+        elements = 1
+        for size in fixed(node.op.shape):
+            elements *= size
+        total += elements * node.op.dtype.bits // 8
+    return total

@@ -1,0 +1,175 @@
+"""An opened engine: execution contexts, device buffers, and the calls of a step."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from paddock.engines.padded_step import PaddedCall, PaddedPlanner
+from paddock.engines.protocol import BuildError, StepInputs, WeightSource
+from paddock.engines.tensorrt.attention import PRESENT
+from paddock.engines.tensorrt.bounds import CONTEXT, GENERATION, PROFILES
+from paddock.engines.tensorrt.device import Buffer, Device
+from paddock.engines.tensorrt.lowering import NetworkInput
+from paddock.engines.tensorrt.plan import Plan
+from paddock.engines.tensorrt.weights import stored
+from paddock.graph import Array, DType
+
+LESS_CONTEXT = "lower limits.max_context or limits.max_sequences, and build again"
+LESS_WEIGHTS = "use quant=int8 or a smaller model"
+LESS_TOKENS = "lower limits.max_tokens_per_step, and build again"
+
+_ALIGNMENT = 256  # bytes, of what TensorRT is handed
+
+
+class TensorRTSession:
+    """Implements `paddock.engines.protocol.Session` over a deserialized engine.
+
+    `engine` is an ICudaEngine, or what stands for one; `contexts` its execution contexts, one a
+    profile, which are given scratch memory for the shapes of each call.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        engine: Any,
+        contexts: list[Any],
+        weights: WeightSource,
+        device: Device,
+    ) -> None:
+        self.plan, self._engine, self._contexts, self._device = plan, engine, contexts, device
+        self.vocab_size = plan.output_width
+        # Keys and values are what a sequence keeps in its slot; blocks are but counted.
+        self.block_size, self.block_bytes = plan.bounds.max_context, 0
+        self.max_sequences = plan.bounds.max_sequences
+        self.max_tokens_per_step = plan.bounds.max_step_tokens
+        self._caches_in = [i for i in plan.inputs if i.kind == "cache"]
+        self._slot_bytes = {i.name: _nbytes(i.dtype, i.dims[1:]) for i in self._caches_in}
+        self.state_bytes = sum(self._slot_bytes.values())
+        self._planner = PaddedPlanner(plan.bounds.capacity, plan.bounds.max_step_tokens)
+        self._caches: dict[str, Buffer] = {}
+        self._slots = 0
+        self._grown: dict[str, Buffer] = {}
+        self._queued: list[Array] = []  # what uploads still read
+        self.keeps: tuple[Any, ...] = ()  # what the engine needs alive beside itself
+        for number, context in enumerate(contexts):
+            if not context.set_optimization_profile_async(number, device.stream):
+                raise BuildError(f"TensorRT refuses the profile {PROFILES[number]!r}")
+        self._check_aliases()
+        self._weights = self._upload(weights)
+
+    def allocate_cache(self, blocks: int, slots: int = 1) -> None:
+        """Room for the keys and values of `slots` sequences."""
+        self._caches.clear()
+        for name, nbytes in self._slot_bytes.items():
+            self._caches[name] = self._device.allocate(
+                nbytes * slots, f"the cache of {slots} sequences", LESS_CONTEXT
+            )
+        self._slots = slots
+
+    def run(self, step: StepInputs) -> Array:
+        logits = np.empty((len(step.logit_rows), self.vocab_size), np.float32)
+        for call in self._planner.calls(step):
+            found = self._execute(call)
+            logits[call.step_rows] = found[call.from_rows]
+        return logits
+
+    def close(self) -> None:
+        self._contexts.clear()
+        self._weights.clear()
+        self._caches.clear()
+        self._grown.clear()
+        self._engine = None
+
+    def _execute(self, call: PaddedCall) -> Array:
+        rows = len(call.token_ids)
+        if call.first_slot + rows > self._slots:
+            raise BuildError(
+                f"slot {call.first_slot + rows - 1} is beyond the {self._slots} of the cache"
+            )
+        context = self._contexts[GENERATION if call.is_generation else CONTEXT]
+        for given in self.plan.inputs:
+            if given.kind == "step":
+                self._feed(context, given, getattr(call, given.name))
+            elif given.kind == "cache":
+                self._bind_cache(context, given, call.first_slot, rows)
+        logits = np.empty((len(call.logit_rows), self.vocab_size), np.float32)
+        out = self._buffer("logits", logits.nbytes)
+        _taken(context.set_tensor_address("logits", out.address), "logits")
+        self._lend_scratch(context)
+        if not context.execute_async_v3(self._device.stream):
+            raise RuntimeError("TensorRT could not queue the step; its log says why")
+        self._device.download(out, logits)
+        self._device.synchronize()
+        self._queued.clear()
+        return logits
+
+    def _feed(self, context: Any, given: NetworkInput, values: Array) -> None:
+        array = np.ascontiguousarray(values, given.dtype.numpy)
+        buffer = self._buffer(given.name, array.nbytes)
+        self._device.upload(buffer, array)
+        self._queued.append(array)
+        _taken(context.set_input_shape(given.name, tuple(array.shape)), given.name)
+        _taken(context.set_tensor_address(given.name, buffer.address), given.name)
+
+    def _bind_cache(self, context: Any, given: NetworkInput, first: int, rows: int) -> None:
+        """The slots from the first one on; what is written goes where it was read."""
+        address = self._caches[given.name].address + first * self._slot_bytes[given.name]
+        _taken(context.set_input_shape(given.name, (rows, *given.dims[1:])), given.name)
+        for name in (given.name, PRESENT + given.name):
+            _taken(context.set_tensor_address(name, address), name)
+
+    def _lend_scratch(self, context: Any) -> None:
+        nbytes = int(context.update_device_memory_size_for_shapes())
+        scratch = self._buffer("scratch", nbytes)
+        context.set_device_memory(scratch.address, scratch.nbytes)
+
+    def _buffer(self, name: str, nbytes: int) -> Buffer:
+        """At least so large; a larger one replaces the last of this name."""
+        held = self._grown.get(name)
+        if held is None or held.nbytes < nbytes:
+            # What was queued may still read the old one.
+            self._device.synchronize()
+            self._grown.pop(name, None)
+            held = self._device.allocate(nbytes, f"a step's {name}", LESS_TOKENS)
+            self._grown[name] = held
+        return held
+
+    def _upload(self, source: WeightSource) -> dict[str, Buffer]:
+        """Every weight once, for both contexts, in one allocation."""
+        given = [i for i in self.plan.inputs if i.kind == "weight"]
+        arrays = {i.name: stored(source, self.plan.weight(i)) for i in given}
+        offsets, total = {}, 0
+        for name, array in arrays.items():
+            offsets[name] = total
+            total += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
+        if not arrays:
+            return {}
+        block = self._device.allocate(total, "the weights", LESS_WEIGHTS)
+        for i in given:
+            self._device.upload(block, arrays[i.name], offsets[i.name])
+            for context in self._contexts:
+                address = block.address + offsets[i.name]
+                _taken(context.set_tensor_address(i.name, address), i.name)
+        self._device.synchronize()
+        return {"weights": block}
+
+    def _check_aliases(self) -> None:
+        """A cache that TensorRT would copy instead of writing into is a plan of another kind."""
+        for cache in self._caches_in:
+            found = self._engine.get_aliased_input_tensor(PRESENT + cache.name)
+            if found != cache.name:
+                raise BuildError(
+                    f"{cache.name}: the plan writes its cache elsewhere ({found}); build again"
+                )
+
+
+def _nbytes(dtype: DType, dims: tuple[int | str, ...]) -> int:
+    return prod(d for d in dims if isinstance(d, int)) * dtype.bits // 8
+
+
+def _taken(answer: bool, name: str) -> None:
+    if not answer:
+        raise BuildError(f"TensorRT does not take {name!r} as it is bound; build the engine again")
