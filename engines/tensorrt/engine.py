@@ -21,7 +21,7 @@ from paddock.engines.tensorrt.session import TensorRTSession
 from paddock.engines.tensorrt.subprocess_build import Progress, Request, compile_in_subprocess
 from paddock.engines.tensorrt.weights import EmbeddedWeights, ExternalWeights
 from paddock.graph import DType, Graph, GraphError
-from paddock.graph.ops import Dequantize, Input, Weight
+from paddock.graph.ops import Dequantize, Input
 from paddock.graph.passes.expand import expand
 
 NAME = "tensorrt"
@@ -191,17 +191,3 @@ def define_again(plan: Plan, flavour: Flavour, weights: WeightSource | None) -> 
         kind = EmbeddedWeights(weights)
     log = CompilerLog(flavour)
     return lowered(plan.graph, plan.bounds, kind, flavour, log, ranks=plan.ranks)
-
-
-def weight_bytes(graph: Graph) -> int:
-    """Of all that the graph reads, as it is stored."""
-    from paddock.graph.tensor import fixed
-
-    total = 0
-    for node in graph.find(Weight):
-        assert isinstance(node.op, Weight)
-        elements = 1
-        for size in fixed(node.op.shape):
-            elements *= size
-        total += elements * node.op.dtype.bits // 8
-    return total

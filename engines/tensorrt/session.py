@@ -14,7 +14,7 @@ from paddock.engines.tensorrt.bounds import CONTEXT, GENERATION, PROFILES
 from paddock.engines.tensorrt.device import Buffer, Device
 from paddock.engines.tensorrt.lowering import NetworkInput
 from paddock.engines.tensorrt.plan import Plan
-from paddock.engines.tensorrt.weights import stored
+from paddock.engines.tensorrt.weights import nbytes, stored
 from paddock.graph import Array, DType
 
 LESS_CONTEXT = "lower limits.max_context or limits.max_sequences, and build again"
@@ -63,9 +63,9 @@ class TensorRTSession:
     def allocate_cache(self, blocks: int, slots: int = 1) -> None:
         """Room for the keys and values of `slots` sequences."""
         self._caches.clear()
-        for name, nbytes in self._slot_bytes.items():
+        for name, slot_bytes in self._slot_bytes.items():
             self._caches[name] = self._device.allocate(
-                nbytes * slots, f"the cache of {slots} sequences", LESS_CONTEXT
+                slot_bytes * slots, f"the cache of {slots} sequences", LESS_CONTEXT
             )
         self._slots = slots
 
@@ -140,20 +140,20 @@ class TensorRTSession:
     def _upload(self, source: WeightSource) -> dict[str, Buffer]:
         """Every weight once, for both contexts, in one allocation."""
         given = [i for i in self.plan.inputs if i.kind == "weight"]
-        arrays = {i.name: stored(source, self.plan.weight(i)) for i in given}
         offsets, total = {}, 0
-        for name, array in arrays.items():
-            offsets[name] = total
-            total += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
-        if not arrays:
+        for i in given:
+            offsets[i.name] = total
+            total += -(-nbytes(self.plan.weight(i)) // _ALIGNMENT) * _ALIGNMENT
+        if not given:
             return {}
         block = self._device.allocate(total, "the weights", LESS_WEIGHTS)
         for i in given:
-            self._device.upload(block, arrays[i.name], offsets[i.name])
+            array = stored(source, self.plan.weight(i))
+            self._device.upload(block, array, offsets[i.name])
+            self._device.synchronize()  # what was joined of parts may go
             for context in self._contexts:
                 address = block.address + offsets[i.name]
                 _taken(context.set_tensor_address(i.name, address), i.name)
-        self._device.synchronize()
         return {"weights": block}
 
     def _check_aliases(self) -> None:

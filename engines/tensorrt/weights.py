@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,12 +46,19 @@ def input_name(weight: Weight) -> str:
     return f"{weight.key}#{weight.part}" if weight.part else weight.key
 
 
+def nbytes(weight: Weight) -> int:
+    """Of a weight as it is stored."""
+    return prod(fixed(weight.shape)) * weight.dtype.bits // 8
+
+
 def stored(source: WeightSource, weight: Weight) -> Array:
     """The bytes of a weight as they lie in memory, i4 packed two a byte.
 
     Raises `BuildError` where the bound weights are not what the graph was built for.
     """
-    array = source.stored(weight.key, weight.part)
+    # The joined parts of a slot that lies in pieces are a copy; integers never lie so.
+    joined = len(weight.parts) > 1 and weight.dtype.is_float
+    array = source.whole(weight.key) if joined else source.stored(weight.key, weight.part)
     whole = fixed(weight.shape)
     columns = whole[-1] // 2 if weight.dtype is DType.I4 else whole[-1]
     kind = np.dtype(np.uint8) if weight.dtype is DType.I4 else weight.dtype.numpy
