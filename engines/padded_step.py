@@ -49,11 +49,11 @@ class _Row:
 
 
 class PaddedPlanner:
-    """`capacity`: tokens that a slot holds, one more than any sequence has. `max_step_tokens`:
-    padded tokens of a call."""
+    """`capacity`: tokens that a slot holds, one more than any sequence has. A call has at most
+    `max_rows` rows and `max_step_tokens` tokens, padding counted."""
 
-    def __init__(self, capacity: int, max_step_tokens: int) -> None:
-        self.capacity, self.max_step_tokens = capacity, max_step_tokens
+    def __init__(self, capacity: int, max_rows: int, max_step_tokens: int) -> None:
+        self.capacity, self.max_rows, self.max_step_tokens = capacity, max_rows, max_step_tokens
 
     def calls(self, step: StepInputs) -> Iterator[PaddedCall]:
         """Decoding sequences share a call; prompts share one with neighbours of like lengths.
@@ -62,11 +62,21 @@ class PaddedPlanner:
         token behind everything, and see one.
         """
         rows = _rows(step)
-        singles = [row for row in rows if row.tokens == 1]
-        if singles:
-            yield self._call(step, singles, 1)
+        for group in self._within_reach([row for row in rows if row.tokens == 1]):
+            yield self._call(step, group, 1)
         for group in self._groups([row for row in rows if row.tokens > 1]):
             yield self._call(step, group, max(row.tokens for row in group))
+
+    def _within_reach(self, rows: list[_Row]) -> Iterator[list[_Row]]:
+        """Runs of slots, some perhaps left out, that are rows of one call."""
+        group: list[_Row] = []
+        for row in rows:
+            if group and row.slot - group[0].slot >= self.max_rows:
+                yield group
+                group = []
+            group.append(row)
+        if group:
+            yield group
 
     def _groups(self, rows: list[_Row]) -> Iterator[list[_Row]]:
         """Runs of neighbouring slots that fit into a call without much padding."""
@@ -84,6 +94,7 @@ class PaddedPlanner:
         padded, real = longest * len(group), sum(row.tokens for row in group)
         # An update that would reach beyond its slot is dropped whole.
         inside = all(row.past + longest <= self.capacity for row in group)
+        inside = inside and len(group) <= self.max_rows
         return inside and padded <= self.max_step_tokens and padded - real <= _WASTE * padded
 
     def _call(self, step: StepInputs, rows: list[_Row], length: int) -> PaddedCall:

@@ -48,7 +48,9 @@ class TensorRTSession:
         self._caches_in = [i for i in plan.inputs if i.kind == "cache"]
         self._slot_bytes = {i.name: _nbytes(i.dtype, i.dims[1:]) for i in self._caches_in}
         self.state_bytes = sum(self._slot_bytes.values())
-        self._planner = PaddedPlanner(plan.bounds.capacity, plan.bounds.max_step_tokens)
+        self._planner = PaddedPlanner(
+            plan.bounds.capacity, plan.bounds.max_sequences, plan.bounds.max_step_tokens
+        )
         self._caches: dict[str, Buffer] = {}
         self._slots = 0
         self._grown: dict[str, Buffer] = {}
