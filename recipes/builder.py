@@ -295,15 +295,14 @@ class Builder:
             )
             return verify.Check(0, 0.0, 0.0, 0.0)
         exact = cut if layers == cut.layers else self._retraced(DType.F32, layers)
+        expected = verify.Expected(exact.graph, self._rounded(exact), weights)
         session = (
             engine.open(weights, self.options)
             if absent is None
             else cast(CompiledEngine, engine).open_interpreted(weights)
         )
         try:
-            check = verify.compare(
-                session, exact.graph, self._rounded(exact), weights, layers=layers
-            )
+            check = expected.check(session, layers=layers)
         finally:
             session.close()
             self.progress.update("check", 1, 1, "")

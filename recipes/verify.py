@@ -73,36 +73,40 @@ def layers_to_check(whole_bytes: int, cut_bytes: int, layers: int, free_bytes: i
     return min(CUT_LAYERS, layers) if cut_bytes <= free_bytes // 2 else 0
 
 
-def compare(
-    session: Session, graph: Graph, rounded: Graph | None, weights: WeightSource, *, layers: int
-) -> Check:
-    """A session held against the f32 graph of the same model, run by the reference engine.
+class Expected:
+    """What the reference engine computes from an f32 graph, and what an engine's rounding moves it.
 
-    `rounded` is the same graph with the session's rounding put in (`reference.rounding`), or None
-    where nothing but f32 is rounded. Raises `BuildError` where rounding does not explain the error.
+    `rounded` is the same graph with that rounding put in (`reference.rounding`), or None where
+    nothing but f32 is rounded.
     """
-    expected = _by_reference(graph, weights)
-    rounding = np.zeros(sum(map(len, expected)))
-    if rounded is not None:
-        rounding = errors(_by_reference(rounded, weights), expected)
-    found = errors(run(session), expected)
-    share = float((found / allowed(rounding)).max())
-    check = Check(layers, _mean(found), _mean(rounding), share)
-    if share <= 1:  # NaN is not
-        return check
-    if TIMES * check.rounding > LARGEST:
+
+    def __init__(self, graph: Graph, rounded: Graph | None, weights: WeightSource) -> None:
+        self.logits = _by_reference(graph, weights)
+        self.rounding = np.zeros(sum(map(len, self.logits)))
+        if rounded is not None:
+            self.rounding = errors(_by_reference(rounded, weights), self.logits)
+
+    def check(self, session: Session, *, layers: int) -> Check:
+        """Raises `BuildError` where rounding does not explain what the session's logits are off."""
+        found = errors(run(session), self.logits)
+        share = float((found / allowed(self.rounding)).max())
+        check = Check(layers, _mean(found), _mean(self.rounding), share)
+        if share <= 1:  # NaN is not
+            return check
+        if TIMES * check.rounding > LARGEST:
+            raise BuildError(
+                f"this format does not suit this checkpoint: its rounding alone moves logits by"
+                f" {check.rounding:.2g} (relative), and a wrong engine could not be told from this"
+                f" one, which is {check.error:.2g} away. Nothing was published. Choose a finer"
+                " format (quant=none, dtype=f32, engine.cache_dtype=auto); verify=false builds it"
+                " unchecked"
+            )
         raise BuildError(
-            f"this format does not suit this checkpoint: its rounding alone moves logits by"
-            f" {check.rounding:.2g} (relative), and a wrong engine could not be told from this one,"
-            f" which is {check.error:.2g} away. Nothing was published. Choose a finer format"
-            " (quant=none, dtype=f32, engine.cache_dtype=auto); verify=false builds it unchecked"
+            f"the engine does not compute what the model says: its logits are {check.error:.2g}"
+            f" away from the reference engine's (relative), {share:.1f} times what rounding"
+            " explains. Nothing was published. Please report this; engine=reference computes it"
+            " slowly, verify=false builds it unchecked"
         )
-    raise BuildError(
-        f"the engine does not compute what the model says: its logits are {check.error:.2g} away"
-        f" from the reference engine's (relative), {share:.1f} times what rounding explains."
-        " Nothing was published. Please report this; engine=reference computes it slowly,"
-        " verify=false builds it unchecked"
-    )
 
 
 def _by_reference(graph: Graph, weights: WeightSource) -> list[Array]:

@@ -7,7 +7,6 @@ and forgotten. So during imports it is put off, and what was forgotten strikes a
 
 from __future__ import annotations
 
-import _thread
 import signal
 import sys
 import threading
@@ -45,22 +44,29 @@ def next_one_kills() -> None:
 
 def _strike(_number: int, frame: FrameType | None) -> None:
     _State.struck = True
-    if _imports(frame):
+    if _must_not_end(frame):
         _strike_soon()
     else:
         raise KeyboardInterrupt
 
 
-def _imports(frame: FrameType | None) -> bool:
+def _must_not_end(frame: FrameType | None) -> bool:
+    """Whether the frame is in an import, or on its way to be struck again."""
     while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
+        code = frame.f_code
+        if code.co_filename.startswith("<frozen importlib"):
+            return True
+        if code in (_unraisable.__code__, _strike_soon.__code__):
             return True
         frame = frame.f_back
     return False
 
 
 def _strike_soon() -> None:
-    timer = threading.Timer(PUT_OFF_S, _thread.interrupt_main)
+    # Unlike `_thread.interrupt_main`, a signal wakes the thread from whatever it waits for.
+    main = threading.main_thread().ident
+    assert main is not None
+    timer = threading.Timer(PUT_OFF_S, signal.pthread_kill, (main, signal.SIGINT))
     timer.daemon = True
     timer.start()
 

@@ -17,7 +17,7 @@ from paddock.layers import trace
 from paddock.models.registry import Architecture
 from tests.models.bound_arrays import BoundArrays
 
-_TIMEOUT_S = 30.0
+_TIMEOUT_S = 120.0
 
 
 class Wire:

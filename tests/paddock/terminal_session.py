@@ -10,6 +10,7 @@ import sys
 import termios
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -58,6 +59,21 @@ class TerminalSession:
         before = self.shown[self._read : found]
         self._read = found + len(text)
         return before
+
+    def expect_prompt(self, timeout_s: float = 180.0) -> None:
+        """Wait until a line is being edited: readline has the terminal, and sleeps.
+
+        What it shows last does not tell: the prompt is there before the signals are taken.
+        """
+        end = time.monotonic() + timeout_s
+        asleep = 0
+        while asleep < 3:
+            self._more(min(end, time.monotonic() + 0.02))
+            edited = not termios.tcgetattr(self._terminal)[3] & termios.ICANON
+            state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+            asleep = asleep + 1 if edited and state == "S" else 0
+            if time.monotonic() > end:
+                raise AssertionError(f"no line is edited; shown was:\n{self.shown}")
 
     def wait(self, timeout_s: float = 180.0) -> int:
         """The exit code, when it has ended."""

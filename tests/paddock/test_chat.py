@@ -1,7 +1,6 @@
 """`paddock chat`, on a terminal and with piped stdin."""
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -129,11 +128,11 @@ def test_ctrl_c_stops_an_answer_and_twice_leaves(session: TerminalSession) -> No
     session.send("/set max_tokens=4\n")
     session.expect("> ")
     assert answer_to(session, "Go on.")  # what was typed in between makes it the first again
-    time.sleep(0.3)  # readline loses one that comes while it sets itself up
+    session.expect_prompt()  # readline loses one that comes while it sets itself up
     session.press_ctrl_c()
     session.expect("Ctrl-C again")
     session.expect("> ")
-    time.sleep(0.3)
+    session.expect_prompt()
     session.press_ctrl_c()
     assert session.wait() == 130
     assert "Traceback" not in session.shown

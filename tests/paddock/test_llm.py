@@ -37,7 +37,7 @@ def llm(engines_of_this_run: None) -> Iterator[LLM]:
 
 
 def wait_until_idle(llm: LLM) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 120
     while llm.stats().running or llm.stats().waiting:
         assert time.monotonic() < end
         time.sleep(0.005)

@@ -575,7 +575,7 @@ def test_ctrl_c_in_a_build_leaves_nothing_half_written(home: Path, stage: str) -
     else:
         line_of(running, f"at {stage}")
     running.send_signal(signal.SIGINT)
-    running.communicate(timeout=60)
+    running.communicate(timeout=180)
     assert running.returncode != 0
     assert list((home / "engines").glob("*-*")) == []
     assert not [f for f in left_in(home) if f.startswith("engines/")]
@@ -602,7 +602,7 @@ def test_a_disk_that_is_full(home: Path) -> None:
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
     )
     running = process("none", 0, before=limit)
-    output, errors = running.communicate(timeout=60)
+    output, errors = running.communicate(timeout=180)
     assert running.returncode == 1, errors
     assert "error: WeightError" in output
     assert "no room" in output

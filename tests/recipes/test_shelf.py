@@ -298,7 +298,7 @@ def test_ctrl_c_leaves_nothing_and_the_next_in_line_builds(shelf: Shelf) -> None
     second = builder(shelf, 0)
     wait_for(second, "note:")
     first.send_signal(signal.SIGINT)
-    assert "KeyboardInterrupt" in first.communicate(timeout=30)[1]
+    assert "KeyboardInterrupt" in first.communicate(timeout=120)[1]
     wait_for(second, "made")
     second.communicate()
     assert names(shelf) == [f"demo-{KEY}"]
@@ -310,7 +310,7 @@ def test_ctrl_c_while_waiting(shelf: Shelf) -> None:
     second = builder(shelf, 0)
     wait_for(second, "note:")
     second.send_signal(signal.SIGINT)
-    assert "KeyboardInterrupt" in second.communicate(timeout=30)[1]
+    assert "KeyboardInterrupt" in second.communicate(timeout=120)[1]
     wait_for(first, "made")
     first.communicate()
     assert names(shelf) == [f"demo-{KEY}"]

@@ -51,15 +51,23 @@ class Changed:
         self._session.close()
 
 
-def compare(demo: tuple[Traced, BoundWeights], change: Any) -> float:
+@pytest.fixture(scope="module")
+def expected(demo: tuple[Traced, BoundWeights]) -> verify.Expected:
+    traced, weights = demo
+    return verify.Expected(traced.graph, None, weights)
+
+
+def compare(demo: tuple[Traced, BoundWeights], expected: verify.Expected, change: Any) -> float:
     traced, weights = demo
     session = Changed(reference.build(traced.graph, {}).open(weights, {}), change)
-    return verify.compare(session, traced.graph, None, weights, layers=traced.layers).error
+    return expected.check(session, layers=traced.layers).error
 
 
-def test_the_same_logits_and_a_shifted_row_are_right(demo: tuple[Traced, BoundWeights]) -> None:
-    assert compare(demo, lambda logits: logits) < 1e-6
-    assert compare(demo, lambda logits: logits + 3.0) < 1e-6  # softmax does not see it
+def test_the_same_logits_and_a_shifted_row_are_right(
+    demo: tuple[Traced, BoundWeights], expected: verify.Expected
+) -> None:
+    assert compare(demo, expected, lambda logits: logits) < 1e-6
+    assert compare(demo, expected, lambda logits: logits + 3.0) < 1e-6  # softmax does not see it
 
 
 @pytest.mark.parametrize(
@@ -75,10 +83,10 @@ def test_the_same_logits_and_a_shifted_row_are_right(demo: tuple[Traced, BoundWe
     ],
 )
 def test_wrong_logits_are_refused(
-    demo: tuple[Traced, BoundWeights], change: Any, words: str
+    demo: tuple[Traced, BoundWeights], expected: verify.Expected, change: Any, words: str
 ) -> None:
     with pytest.raises(BuildError, match=words):
-        compare(demo, change)
+        compare(demo, expected, change)
 
 
 @dataclass(frozen=True)
@@ -86,23 +94,22 @@ class Built:
     """The demo in one format, for engines that are right and wrong."""
 
     traced: Traced
-    exact: Graph
-    rounded: Graph | None
+    graph: Graph  # of the reference that rounds as the engine does
     weights: BoundWeights
     options: Mapping[str, Any]
+    expected: verify.Expected
 
     def right(self) -> Session:
         return openvino.build(self.traced.graph, self.options).open(self.weights, self.options)
 
     def rounds_as_it_should(self) -> Session:
         """Whose errors do not depend on what lay in memory, as those of wrong sessions may."""
-        graph = self.rounded or self.exact
-        weights = verify.InTypesOf(graph, self.weights)
-        return reference.build(graph, {}).open(weights, {"block_size": 32})
+        weights = verify.InTypesOf(self.graph, self.weights)
+        return reference.build(self.graph, {}).open(weights, {"block_size": 32})
 
     def check(self, session: Session) -> verify.Check:
         try:
-            return verify.compare(session, self.exact, self.rounded, self.weights, layers=6)
+            return self.expected.check(session, layers=6)
         finally:
             session.close()
 
@@ -130,17 +137,17 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     weights = BoundWeights.open(folder, checkpoint.folder)
     options = pipeline.engine_options(recipe)
     rounding = openvino.CAPABILITIES.rounding(traced.graph, options)
-    if rounding == Rounding(DType.F32):
-        return Built(traced, exact, None, weights, options)
-    coarse = trace_graph(recipe, architecture, rounding.dtype)
-    return Built(traced, exact, rounded(coarse.graph, rounding), weights, options)
+    coarse = None
+    if rounding != Rounding(DType.F32):
+        coarse = rounded(trace_graph(recipe, architecture, rounding.dtype).graph, rounding)
+    expected = verify.Expected(exact, coarse, weights)
+    return Built(traced, coarse or exact, weights, options, expected)
 
 
 def test_an_engine_is_off_by_what_its_rounding_makes(built: Built) -> None:
     check = built.check(built.right())
     assert check.share < 0.75
-    if built.rounded is None:
-        assert check.rounding == 0
+    if check.rounding == 0:
         assert check.error < verify.EXACT / 20
     else:
         assert 0.8 * check.rounding < check.error < 1.25 * check.rounding < 0.05
@@ -216,12 +223,10 @@ def test_what_is_allowed_follows_each_row_and_has_bounds() -> None:
 def test_a_format_too_coarse_to_tell_is_refused_as_that(demo: tuple[Traced, BoundWeights]) -> None:
     traced, weights = demo
     coarse = rounded(traced.graph, Rounding(DType.F32, cache=DType.I4))
+    expected = verify.Expected(traced.graph, coarse, weights)
     session = reference.build(coarse, {}).open(weights, {})
-    try:
-        with pytest.raises(BuildError, match=r"does not suit this checkpoint.*quant=none"):
-            verify.compare(session, traced.graph, coarse, weights, layers=6)
-    finally:
-        session.close()
+    with pytest.raises(BuildError, match=r"does not suit this checkpoint.*quant=none"):
+        expected.check(session, layers=6)
 
 
 @pytest.mark.parametrize(

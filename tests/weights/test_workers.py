@@ -30,7 +30,7 @@ def test_the_first_error_stops_the_others() -> None:
 
     def endless(work: Work) -> None:
         try:
-            for _ in range(5000):
+            while True:
                 work.advance(1)
                 time.sleep(0.001)
         except Stopped:
@@ -47,17 +47,15 @@ def test_the_first_error_stops_the_others() -> None:
 
 def test_an_error_of_the_listener_stops_the_tasks() -> None:
     def task(work: Work) -> None:
-        for _ in range(5000):
+        while True:
             work.advance(1)
             time.sleep(0.001)
 
     def report(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         run([task], total=1, threads=1, label="x", progress=report)
-    assert time.monotonic() - started < 4
 
 
 def test_a_bar_is_drawn_on_a_terminal_alone(capsys: pytest.CaptureFixture[str]) -> None:
