@@ -24,6 +24,7 @@ COMMANDS = {
     "build": "build the engine of a recipe, or find it in the cache",
     "generate": "continue prompts: from the command line, stdin or a file",
     "chat": "talk with a model",
+    "serve": "serve a recipe over HTTP: OpenAI's API, metrics, a page to chat",
     "bench": "measure speed, latency, memory and the fraction of memory bandwidth",
     "cache": "list or prune the engines that were built",
     "demo": "generate text from the bundled checkpoint: a first look",

@@ -41,6 +41,7 @@ from paddock.recipes.schema import Recipe
 from paddock.recipes.tracing import Traced, trace_graph
 from paddock.runtime.chat_template import ChatTemplates
 from paddock.runtime.engine_loop import EngineLoop
+from paddock.runtime.grammar import GuidanceGrammars
 from paddock.runtime.tokenizer import Tokenizer
 from paddock.weights import Binding, Checkpoint, prove
 from paddock.weights.bound import BoundWeights
@@ -195,7 +196,8 @@ def start(
                     f"memory holds {limits.max_context} tokens of cache: sequences may be no longer"
                     f" ({built.context.reason}: {built.context.tokens})"
                 )
-            loop = EngineLoop(session, limits, tokenizer=tokenizer)
+            grammars = GuidanceGrammars(tokenizer, session.vocab_size)
+            loop = EngineLoop(session, limits, tokenizer=tokenizer, grammars=grammars)
         except BaseException:
             session.close()
             raise

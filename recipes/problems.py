@@ -5,10 +5,10 @@ from functools import cache
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from paddock.graph.errors import nearest
-from paddock.recipes.schema import Recipe, Settings
+from paddock.recipes.schema import Recipe
 
 EXPECTED = {
     "int_type": "a whole number",
@@ -86,10 +86,10 @@ def _where(key: str, sources: Mapping[str, str]) -> str:
     return f" ({place})" if place else ""
 
 
-def _keys(model: type[Settings], prefix: str) -> Iterator[str]:
+def _keys(model: type[BaseModel], prefix: str) -> Iterator[str]:
     for name, field in model.model_fields.items():
         kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Settings):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
             yield from _keys(kind, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}"

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from paddock.runtime.errors import RequestError
 from paddock.runtime.sampling_params import SamplingParams
+from paddock.runtime.server.settings import ServerSettings
 
 
 def _one_name(value: object) -> object:
@@ -172,6 +173,7 @@ class Recipe(Settings):
     mesh: MeshSettings = MeshSettings()
     limits: LimitSettings = LimitSettings()
     sampling: SamplingSettings = SamplingSettings()
+    server: ServerSettings = ServerSettings()
     chat_template: Name | None = None
     """A file with a Jinja template to use in the place of the checkpoint's own."""
     ignore_config: Names = ()

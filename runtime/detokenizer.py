@@ -103,6 +103,33 @@ class Detokenizer:
             decoder.push(token_id)
         return decoder
 
+    def is_special(self, token_id: int) -> bool:
+        return token_id in self._special
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What one token adds to a text, wherever it stands but at the start.
+
+        Joined, the bytes of a text's tokens are its UTF-8, less what is special at its beginning.
+        Empty for ids outside the vocabulary.
+        """
+        token: str | None = self._backend.id_to_token(token_id)
+        if token is None:
+            return b""
+        stages = [make() for make in self._plan]
+        for stage in stages:
+            match stage:
+                case _ByteLevel():
+                    return _byte_level_bytes(token)
+                case _ByteFallback() if byte := _BYTE_TOKEN.fullmatch(token):
+                    return bytes([int(byte[1], 16)])
+                case _Replace():
+                    token = token.replace(stage.old, stage.new)
+                case _Metaspace():
+                    token = token.replace(stage.replacement, " ")
+                case _Spaced():
+                    token = " " + token
+        return token.encode()
+
     def _context(
         self, prompt_token_ids: Sequence[int], token_of: Callable[[int], str | None]
     ) -> list[int]:
@@ -125,14 +152,17 @@ class _ByteLevel:
     )
 
     def push(self, token: str) -> list[str]:
-        try:
-            data = bytes([_BYTE_OF[character] for character in token])
-        except KeyError:  # not of the alphabet: an added token, which is text as it stands
-            data = token.encode()
-        return [self._utf8.decode(data)]
+        return [self._utf8.decode(_byte_level_bytes(token))]
 
     def finish(self) -> list[str]:
         return [self._utf8.decode(b"", final=True)]
+
+
+def _byte_level_bytes(token: str) -> bytes:
+    try:
+        return bytes([_BYTE_OF[character] for character in token])
+    except KeyError:  # not of the alphabet: an added token, which is text as it stands
+        return token.encode()
 
 
 @dataclass

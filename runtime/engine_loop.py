@@ -14,6 +14,7 @@ from typing import Protocol, Self, TypeVar
 
 from paddock.engines.protocol import Session
 from paddock.runtime.admission import Admission
+from paddock.runtime.constraint import Grammars
 from paddock.runtime.errors import LoopClosed
 from paddock.runtime.handle import RequestHandle
 from paddock.runtime.intake import Intake, TextCodec
@@ -58,17 +59,19 @@ class EngineLoop:
         limits: Limits,
         *,
         tokenizer: TextCodec | None = None,
+        grammars: Grammars | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Allocates the cache; what `session.allocate_cache` raises is raised here.
 
-        Without a tokenizer prompts are token ids, and there is no text.
+        Without a tokenizer prompts are token ids, and there is no text; without `grammars` there
+        are no structured outputs.
         """
         self.limits = limits
         self._session = session
         self._clock = clock
         hasher = PrefixHasher(session.block_size)
-        self._intake = Intake(session, limits, tokenizer, hasher, clock)
+        self._intake = Intake(session, limits, tokenizer, hasher, clock, grammars)
         self._admission = Admission(limits, clock)
         self._stepper = Stepper(
             session,

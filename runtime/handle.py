@@ -56,6 +56,16 @@ class RequestHandle:
         return tuple(self._request.prompt_token_ids.tolist())
 
     @property
+    def prompt_tokens_cached(self) -> int:
+        """Tokens of the prompt that were found in the cache; 0 before it is first scheduled."""
+        return self._request.prompt_tokens_cached
+
+    @property
+    def prompt_logprobs(self) -> PromptLogprobs | None:
+        """Those of the prompt, once an increment brought them."""
+        return self._prompt_logprobs
+
+    @property
     def finished(self) -> bool:
         """Whether every increment was taken."""
         return self._unfinished == 0

@@ -10,6 +10,7 @@ import numpy as np
 
 from paddock.engines.protocol import Session
 from paddock.runtime.bad_words import bad_words_token_ids
+from paddock.runtime.constraint import Constraint, Grammars
 from paddock.runtime.errors import RequestError, RequestTooLarge
 from paddock.runtime.limits import Limits
 from paddock.runtime.prefix_hash import PrefixHasher
@@ -44,9 +45,11 @@ class Intake:
         tokenizer: TextCodec | None,
         hasher: PrefixHasher,
         clock: Callable[[], float],
+        grammars: Grammars | None = None,
     ) -> None:
         self._limits = limits
         self._tokenizer = tokenizer
+        self._grammars = grammars
         self._hasher = hasher
         self._clock = clock
         self._vocab_size = session.vocab_size
@@ -145,6 +148,7 @@ class Intake:
             if self._tokenizer is None:
                 raise RequestError("bad_words: this engine loop has no tokenizer to read them with")
             bad_words = bad_words_token_ids(params.bad_words, self._tokenizer.encode)
+        constraint = self._constraint(params)
         eos = frozenset[int]() if params.ignore_eos else self.eos_token_ids
         return [
             SequenceSampler(
@@ -154,9 +158,17 @@ class Intake:
                 eos_token_ids=eos,
                 bad_words_token_ids=bad_words,
                 index=index,
+                constraint=constraint.copy() if constraint and index else constraint,
             )
             for index in range(params.n)
         ]
+
+    def _constraint(self, params: SamplingParams) -> Constraint | None:
+        if params.structured_outputs is None:
+            return None
+        if self._grammars is None:
+            raise RequestError("structured_outputs: this engine loop has no grammars")
+        return self._grammars.constraint(params.structured_outputs)
 
     def _streams(self, token_ids: TokenIds, params: SamplingParams) -> list[TextStream]:
         tokenizer = self._tokenizer

@@ -80,6 +80,7 @@ class Request:
             for index, sampler in enumerate(samplers)
         ]
         self.unfinished = params.n
+        self.finish_reason: FinishReason | None = None  # of the sequence that ended last
         self.error: BaseException | None = None
         self.first_scheduled: float | None = None
         self.finished_at = 0.0

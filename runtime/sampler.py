@@ -9,7 +9,7 @@ A row of logits goes through these steps, in the order of vLLM's `v1/sample/samp
 3. frequency and presence penalty: `frequency * count + presence` is subtracted from logits of
    tokens in the output (OpenAI's API reference; vLLM's `apply_penalties`);
 4. bad words, and end and stop tokens before `min_tokens`: -inf (transformers'
-   `NoBadWordsLogitsProcessor`, `MinNewTokensLengthLogitsProcessor`);
+   `NoBadWordsLogitsProcessor`, `MinNewTokensLengthLogitsProcessor`), and what a grammar forbids;
 5. greedy sequences take the largest logit, of equal ones the lowest id; the others divide by
    the temperature, filter (`paddock.runtime.token_filters`) and draw.
 """
@@ -21,6 +21,7 @@ from collections.abc import Collection, Iterable, Sequence
 import numpy as np
 
 from paddock.graph.dtype import Array
+from paddock.runtime.constraint import Constraint, ConstraintError
 from paddock.runtime.errors import RequestError
 from paddock.runtime.logprobs import (
     LogitsError,
@@ -52,8 +53,10 @@ class SequenceSampler:
         bad_words_token_ids: Sequence[Sequence[int]] = (),
         index: int = 0,
         name: str = "",
+        constraint: Constraint | None = None,
     ) -> None:
-        """index: which of the request's `n` sequences; name: what errors call it.
+        """index: which of the request's `n` sequences; name: what errors call it; constraint: this
+        sequence's own.
 
         Raises `RequestError` where the settings name a token id outside the vocabulary.
         """
@@ -77,6 +80,7 @@ class SequenceSampler:
         self._output = _Tally() if has_output_penalty else None
         possible = [word for word in bad_words_token_ids if word and max(word) < vocab_size]
         self._bad_words = _BadWords(possible, prompt_token_ids)
+        self._constraint = constraint
         self._index = index
         self._bits: np.random.PCG64 | None = None
         self._chance: float | None = None
@@ -90,6 +94,13 @@ class SequenceSampler:
         if self._output is not None:
             self._output.add(token_id)
         self._bad_words.add(token_id)
+        if self._constraint is not None:
+            self._constraint.accept(token_id)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the sequence's grammar lets nothing follow any more."""
+        return self._constraint is not None and self._constraint.finished
 
     @property
     def adjusts(self) -> bool:
@@ -100,6 +111,7 @@ class SequenceSampler:
             or (self._output is not None and self.generated > 0)
             or self.generated < self.params.min_tokens
             or self._bad_words.may_ban
+            or self._constraint is not None
         )
 
     def adjust(self, row: Array) -> None:
@@ -118,6 +130,8 @@ class SequenceSampler:
         if self.generated < params.min_tokens:
             row[self._end_ids] = -np.inf
         row[self._bad_words.banned()] = -np.inf
+        if self._constraint is not None:
+            np.putmask(row, ~self._constraint.allowed(), -np.inf)
 
     def chance(self) -> float:
         """The random number in [0, 1) of the next token: the same until `append`."""
@@ -157,7 +171,10 @@ def sample(logits: Array, samplers: Sequence[SequenceSampler]) -> list[SampledTo
     adjusted_row = {i: logits[i].copy() for i in adjusted}
     adjusted_peak = {}
     for i, row in adjusted_row.items():
-        samplers[i].adjust(row)
+        try:
+            samplers[i].adjust(row)
+        except ConstraintError as error:
+            raise LogitsError(f"{samplers[i].name}: {error}", (i,)) from error
         tokens[i] = int(row.argmax())
         adjusted_peak[i] = row[tokens[i]]
         if not np.isfinite(adjusted_peak[i]):

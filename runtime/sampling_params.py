@@ -17,6 +17,7 @@ from pydantic import (
 from paddock.graph.errors import nearest
 from paddock.runtime.errors import RequestError
 from paddock.runtime.strict_json import first_problem
+from paddock.runtime.structured_outputs import StructuredOutputs
 
 GREEDY_BELOW = 1e-5
 """Temperatures under this are greedy (`_SAMPLING_EPS` of vLLM's `v1/sample/sampler.py`)."""
@@ -93,6 +94,8 @@ class SamplingParams(BaseModel):
     """Go on after an end-of-sequence token."""
     skip_special_tokens: Annotated[bool, Field(strict=True)] = True
     """Leave special tokens out of the text."""
+    structured_outputs: StructuredOutputs | None = None
+    """What the text must be: JSON by a schema, one of several texts, a regular expression, ..."""
 
     @model_validator(mode="wrap")
     @classmethod

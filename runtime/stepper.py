@@ -216,6 +216,8 @@ class Stepper:
                 event.stop_reason = stream.found
         else:
             event.hidden = hidden
+        if reason is None and sequence.sampler.complete:
+            reason = FinishReason.STOP
         if reason is None and made >= request.max_tokens:
             reason = FinishReason.LENGTH
         if reason is not None:
@@ -231,6 +233,7 @@ class Stepper:
         self.scheduler.finish(sequence)
         event.finish_reason = reason
         request.unfinished -= 1
+        request.finish_reason = reason
         if request.finished:
             request.finished_at = self._clock()
             self.requests_finished += 1

@@ -127,6 +127,24 @@ class Tokenizer:
         token: str | None = self._backend.id_to_token(token_id)
         return token
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token adds to a text, as UTF-8; part of a character, for some."""
+        return self._detokenizer.token_bytes(token_id)
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token as the vocabulary spells it; None where there is none."""
+        found: int | None = self._backend.token_to_id(token)
+        return found
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether `skip_special_tokens` leaves it out of the text."""
+        return self._detokenizer.is_special(token_id)
+
+    def to_json(self) -> str:
+        """The tokenizer as tokenizer.json describes it, special tokens added."""
+        text: str = self._backend.to_str()
+        return text
+
     def _id_of(self, name: str) -> int | None:
         content = self._special_tokens.get(name)
         if content is None:

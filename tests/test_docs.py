@@ -136,7 +136,12 @@ def slow(command: Command) -> Any:
     return pytest.param(command, id=command.label, marks=marks)
 
 
-@pytest.mark.parametrize("command", [slow(c) for c in PADDOCK if works_here(c)])
+def ends(command: Command) -> bool:
+    """A server runs until it is told to stop."""
+    return command.words[1] != "serve"
+
+
+@pytest.mark.parametrize("command", [slow(c) for c in PADDOCK if works_here(c) and ends(c)])
 def test_commands_work(command: Command, environment: dict[str, str], tmp_path: Path) -> None:
     done = subprocess.run(
         command.text,
@@ -153,6 +158,27 @@ def test_commands_work(command: Command, environment: dict[str, str], tmp_path: 
     assert done.returncode == 0, f"{command.label}: {command.text}\n{done.stdout}\n{done.stderr}"
     if "chat" not in command.words:
         assert done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    "command", [pytest.param(c, id=c.label) for c in PADDOCK if works_here(c) and not ends(c)]
+)
+def test_servers_start(command: Command, environment: dict[str, str], tmp_path: Path) -> None:
+    serving = subprocess.Popen(
+        [*command.words, "server.port=0"],
+        cwd=tmp_path,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert serving.stderr is not None
+        assert any("Ctrl-C ends it" in line for line in serving.stderr)
+        serving.terminate()
+        assert serving.wait(60) == 0
+    finally:
+        serving.kill()
+        serving.communicate()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,128 @@
+"""The application: routes, what stands before them, and its OpenAPI document."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request, Security
+from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from paddock.graph.errors import PaddockError
+from paddock.runtime.server import chat, completions, health, models_route
+from paddock.runtime.server.api_errors import ApiError, as_api_error, of_validation
+from paddock.runtime.server.body_limit import BodyLimit
+from paddock.runtime.server.documented import failures
+from paddock.runtime.server.event_stream import ClientGone
+from paddock.runtime.server.guard import Guard
+from paddock.runtime.server.metrics import CONTENT_TYPE, Metrics
+from paddock.runtime.server.request_context import RequestContexts
+from paddock.runtime.server.served_model import ServedModel
+from paddock.runtime.server.strict_body import StrictRoute
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(served: ServedModel, *, keys: Sequence[str], version: str) -> FastAPI:
+    """The ASGI application over a started model."""
+    settings = served.settings
+    app = FastAPI(
+        title="Paddock",
+        summary="An OpenAI-compatible server of language models",
+        version=version,
+        docs_url=None,  # their pages load scripts from elsewhere
+        redoc_url=None,
+        dependencies=[Security(HTTPBearer(auto_error=False, description="An API key"))],
+    )
+    app.router.route_class = StrictRoute
+    metrics = Metrics(served.loop, served.name, served.block_size)
+    served.loop.add_listener(metrics)
+    for router in (
+        chat.routes(served),
+        completions.routes(served),
+        models_route.routes(served, version),
+        health.routes(served),
+        _metrics_route(metrics),
+    ):
+        app.include_router(router)
+    _answer_errors(app)
+    app.openapi = lambda: _document(app)  # type: ignore[method-assign]
+
+    # The last that is added is the first that is asked.
+    app.add_middleware(BodyLimit, max_bytes=int(settings.max_body_mib * 2**20))
+    app.add_middleware(Guard, settings=settings, keys=keys)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type", "x-request-id"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
+    app.add_middleware(RequestContexts, log=settings.log_requests)
+    return app
+
+
+def _metrics_route(metrics: Metrics) -> APIRouter:
+    router = APIRouter(tags=["server"])
+
+    @router.get(
+        "/metrics",
+        response_class=PlainTextResponse,
+        responses=failures(401, 403, 500),
+    )
+    async def show_metrics() -> Response:
+        """For Prometheus."""
+        return Response(metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+
+    return router
+
+
+def _answer_errors(app: FastAPI) -> None:
+    def answer(error: ApiError) -> Response:
+        return JSONResponse(error.body, error.status, error.headers)
+
+    async def invalid(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return answer(of_validation(list(error.errors())))
+
+    async def http(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        kind = "server_error" if error.status_code >= 500 else "invalid_request_error"
+        found = ApiError(error.status_code, str(error.detail), type=kind, headers=error.headers)
+        return answer(found)
+
+    async def gone(_: Request, error: Exception) -> Response:
+        return Response(status_code=499)  # nobody reads it
+
+    async def ours(_: Request, error: Exception) -> Response:
+        found = as_api_error(error)
+        if found.status == 500:
+            logger.error("a request failed: %s", error, exc_info=error)
+        return answer(found)
+
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(ClientGone, gone)
+    app.add_exception_handler(ApiError, ours)
+    app.add_exception_handler(PaddockError, ours)
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's document, true: what fails validation is answered with 400 here, not 422."""
+    if app.openapi_schema is None:
+        document = FastAPI.openapi(app)
+        for path in document["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+        schemas = document["components"]["schemas"]
+        for unused in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(unused, None)
+        document["paths"]["/health"]["get"]["security"] = []
+        app.openapi_schema = document
+    return app.openapi_schema

@@ -1,0 +1,283 @@
+"""`/v1/chat/completions`: a conversation in, its next message out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from paddock.runtime.handle import RequestHandle
+from paddock.runtime.logprobs import SampledToken
+from paddock.runtime.outputs import Increment, SequenceResult
+from paddock.runtime.server.api_errors import as_api_error
+from paddock.runtime.server.chat_plan import ChatPlan, Reading, plan
+from paddock.runtime.server.chat_schema import (
+    AnswerMessage,
+    CalledFunction,
+    ChatChoice,
+    ChatChunk,
+    ChatCompletion,
+    ChatFinish,
+    ChatLogprobs,
+    ChatRequest,
+    ChunkChoice,
+    FunctionDelta,
+    MessageDelta,
+    TokenLogprob,
+    ToolCall,
+    ToolCallDelta,
+    TopLogprob,
+)
+from paddock.runtime.server.documented import STREAMED_OR_NOT
+from paddock.runtime.server.event_stream import DONE, EventStream, event, while_connected
+from paddock.runtime.server.increments import finish_of, merged, results
+from paddock.runtime.server.request_context import RequestContext, context_of
+from paddock.runtime.server.served_model import Ask, ServedModel
+from paddock.runtime.server.strict_body import StrictRoute
+from paddock.runtime.server.token_texts import TokenTexts
+from paddock.runtime.server.tool_deltas import (
+    CallArguments,
+    CallBegins,
+    Content,
+    Delta,
+    Reasoning,
+    joined,
+)
+from paddock.runtime.server.usage import usage_of, usage_of_results
+
+
+def routes(served: ServedModel) -> APIRouter:
+    router = APIRouter(route_class=StrictRoute)
+
+    @router.post(
+        "/v1/chat/completions",
+        response_model=ChatCompletion,
+        responses=STREAMED_OR_NOT,
+        tags=["generate"],
+    )
+    async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
+        """Continue a conversation."""
+        served.check_name(body.model)
+        context = context_of(request)
+        handle, reading = await while_connected(request, ask(served, body, context.request_id))
+        answer = _Answer(body, served, context, handle, reading)
+        if body.stream:
+            return EventStream(answer.stream(), write_timeout_s=served.settings.write_timeout_s)
+        return await while_connected(request, answer.whole())
+
+    return router
+
+
+async def ask(
+    served: ServedModel, body: ChatRequest, request_id: str
+) -> tuple[RequestHandle, Reading]:
+    """Queue a chat. Raises `RequestError` and `ApiError`."""
+    planned: list[ChatPlan] = []
+
+    def asks() -> Sequence[Ask]:
+        planned.append(plan(body, served, request_id))
+        return [planned[0].ask]
+
+    [handle] = await served.submit(asks)
+    return handle, planned[0].reading
+
+
+class ReadAnswer:
+    """The parts of one whole text."""
+
+    def __init__(self, reading: Reading, text: str) -> None:
+        parser = reading.parser()
+        self.content = ""
+        self.reasoning = ""
+        self.calls: list[ToolCall] = []
+        for delta in joined([*parser.push(text), *parser.finish()]):
+            match delta:
+                case Content():
+                    self.content += delta.text
+                case Reasoning():
+                    self.reasoning += delta.text
+                case CallBegins():
+                    called = CalledFunction(name=delta.name, arguments="")
+                    self.calls.append(
+                        ToolCall(id=reading.call_id(), type="function", function=called)
+                    )
+                case CallArguments():
+                    self.calls[delta.index].function.arguments += delta.text
+
+
+class _Answer:
+    def __init__(
+        self,
+        body: ChatRequest,
+        served: ServedModel,
+        context: RequestContext,
+        handle: RequestHandle,
+        reading: Reading,
+    ) -> None:
+        self._body = body
+        self._served = served
+        self._context = context
+        self._handle = handle
+        self._reading = reading
+        self._id = f"chatcmpl-{context.request_id}"
+
+    async def whole(self) -> Response:
+        found = await results([self._handle])
+        usage = self._context.usage = usage_of_results(found)
+        answer = ChatCompletion(
+            id=self._id,
+            created=self._context.created,
+            model=self._served.name,
+            choices=[self._choice(sequence) for sequence in found[0].sequences],
+            usage=usage,
+        )
+        return JSONResponse(answer.model_dump(mode="json"))
+
+    def _choice(self, sequence: SequenceResult) -> ChatChoice:
+        finish, stop = finish_of(sequence.finish_reason, sequence.stop_reason)
+        read = ReadAnswer(self._reading, sequence.text)
+        return ChatChoice(
+            index=sequence.index,
+            message=AnswerMessage(
+                content=None if read.calls and not read.content.strip() else read.content,
+                reasoning_content=(read.reasoning or None)
+                if self._body.include_reasoning
+                else None,
+                tool_calls=read.calls or None,
+            ),
+            logprobs=self._logprobs(sequence.logprobs),
+            finish_reason=_finish(finish, bool(read.calls)),
+            stop_reason=stop,
+        )
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        options = self._body.stream_options
+        states = [_Streamed(self._reading) for _ in range(self._body.n or 1)]
+        made = 0
+        try:
+            async for _, increment in merged([self._handle]):
+                made += len(increment.token_ids)
+                usage = (
+                    usage_of(
+                        len(self._handle.prompt_token_ids), made, self._handle.prompt_tokens_cached
+                    )
+                    if options and options.continuous_usage_stats
+                    else None
+                )
+                for choice in self._pieces(increment, states[increment.index]):
+                    chunk = self._chunk([choice])
+                    if usage is not None:
+                        chunk.usage = usage
+                    yield event(chunk.model_dump_json(exclude_unset=True))
+            usage = self._context.usage = usage_of(
+                len(self._handle.prompt_token_ids), made, self._handle.prompt_tokens_cached
+            )
+            if options and options.include_usage:
+                chunk = self._chunk([])
+                chunk.usage = usage
+                yield event(chunk.model_dump_json(exclude_unset=True))
+            yield DONE
+        except Exception as error:
+            yield self._context.failed_midway(as_api_error(error), error)
+
+    def _pieces(self, increment: Increment, state: _Streamed) -> list[ChunkChoice]:
+        deltas = state.parser.push(increment.text)
+        finish: ChatFinish | None = None
+        stop: int | str | None = None
+        if increment.finish_reason is not None:
+            plain, stop = finish_of(increment.finish_reason, increment.stop_reason)
+            deltas += state.parser.finish()
+            state.called = state.called or any(isinstance(d, CallBegins) for d in deltas)
+            finish = _finish(plain, state.called)
+        messages = [m for d in joined(deltas) if (m := self._message(d, state)) is not None]
+        if not state.begun:
+            state.begun = True
+            messages.insert(0, MessageDelta(role="assistant", content=""))
+        state.held += increment.logprobs or ()
+        if not messages and finish is not None:
+            messages.append(MessageDelta())
+        choices = [
+            ChunkChoice(index=increment.index, delta=message, logprobs=None, finish_reason=None)
+            for message in messages
+        ]
+        if choices and (finish is not None or len(choices) > 1 or state.sent):
+            # Log-probabilities go with the first text that their tokens are part of.
+            choices[-1].logprobs = self._logprobs(tuple(state.held))
+            state.held = []
+        if choices:
+            state.sent = True
+        if finish is not None:
+            choices[-1].finish_reason = finish
+            choices[-1].stop_reason = stop
+        return choices
+
+    def _message(self, delta: Delta, state: _Streamed) -> MessageDelta | None:
+        match delta:
+            case Content():
+                return MessageDelta(content=delta.text)
+            case Reasoning():
+                if self._body.include_reasoning:
+                    return MessageDelta(reasoning_content=delta.text)
+                return None
+            case CallBegins():
+                state.called = True
+                call = ToolCallDelta(
+                    index=delta.index,
+                    id=self._reading.call_id(),
+                    type="function",
+                    function=FunctionDelta(name=delta.name, arguments=""),
+                )
+            case CallArguments():
+                call = ToolCallDelta(
+                    index=delta.index, function=FunctionDelta(arguments=delta.text)
+                )
+        return MessageDelta(tool_calls=[call])
+
+    def _chunk(self, choices: list[ChunkChoice]) -> ChatChunk:
+        return ChatChunk(
+            id=self._id,
+            object="chat.completion.chunk",
+            created=self._context.created,
+            model=self._served.name,
+            choices=choices,
+        )
+
+    def _logprobs(self, tokens: Sequence[SampledToken] | None) -> ChatLogprobs | None:
+        if not self._body.logprobs or tokens is None:
+            return None
+        return chat_logprobs(tokens, self._served.token_texts)
+
+
+class _Streamed:
+    """What was sent of one choice."""
+
+    def __init__(self, reading: Reading) -> None:
+        self.parser = reading.parser()
+        self.begun = False
+        self.sent = False
+        self.called = False
+        self.held: list[SampledToken] = []
+
+
+def _finish(finish: ChatFinish, called: bool) -> ChatFinish:
+    return "tool_calls" if called and finish == "stop" else finish
+
+
+def chat_logprobs(tokens: Sequence[SampledToken], texts: TokenTexts) -> ChatLogprobs:
+    """Log-probabilities in the form of OpenAI's chats."""
+    return ChatLogprobs(
+        content=[
+            TokenLogprob(
+                token=texts.text(token.token_id),
+                logprob=token.logprob or 0.0,
+                bytes=texts.utf8(token.token_id),
+                top_logprobs=[
+                    TopLogprob(token=texts.text(i), logprob=logprob, bytes=texts.utf8(i))
+                    for i, logprob in token.top_logprobs
+                ],
+            )
+            for token in tokens
+        ],
+        refusal=None,
+    )

@@ -1,0 +1,389 @@
+"""How models write tool calls: parsers for what they wrote, grammars for what they must write.
+
+The forms are those of the models' chat templates, which show calls in the conversation as the
+model is to write them.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from paddock.runtime.grammar import JSON_FORM
+from paddock.runtime.server.call_object import CallObject
+from paddock.runtime.server.json_scanner import ValueScanner
+from paddock.runtime.server.tool_deltas import (
+    CallArguments,
+    CallBegins,
+    Content,
+    Delta,
+    OutputParser,
+    held_back,
+)
+from paddock.runtime.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function that may be called, and the JSON schema of its arguments."""
+
+    name: str
+    parameters: Mapping[str, Any]
+
+
+class MarkedCalls:
+    """Calls between two markers, each a JSON object; text outside is content.
+
+    `<tool_call>\\n{"name": "f", "arguments": {}}\\n</tool_call>`: Hermes, Qwen 2.5 and 3, SmolLM3.
+    """
+
+    def __init__(self, opening: str, closing: str) -> None:
+        self._opening = opening
+        self._closing = closing
+        self._text = ""
+        self._call: CallObject | None = None
+        self._after = False  # behind a call, before its closing marker
+        self._words = False  # since the last call
+        self._calls = 0
+
+    def push(self, text: str) -> list[Delta]:
+        """See `OutputParser`."""
+        self._text += text
+        deltas: list[Delta] = []
+        while self._advance(deltas):
+            pass
+        return deltas
+
+    def finish(self) -> list[Delta]:
+        """See `OutputParser`."""
+        if self._call is not None:
+            return self._call.finish()
+        rest, self._text = self._text, ""
+        if self._calls:
+            rest = rest.rstrip()
+        return [Content(rest)] if rest and not self._after else []
+
+    def _advance(self, deltas: list[Delta]) -> bool:
+        if self._call is not None:
+            found, self._text = self._call.push(self._text)
+            deltas += found
+            if not self._call.done:
+                return False
+            self._calls += self._call.begun
+            self._after = self._call.begun
+            self._call = None
+            return True
+        if self._after:
+            return self._pass(self._closing, deltas, silent=True)
+        return self._pass(self._opening, deltas, silent=False)
+
+    def _pass(self, marker: str, deltas: list[Delta], *, silent: bool) -> bool:
+        """Look for a marker; what stands before it is content, or passed over.
+
+        Space around calls is the template's and not the model's words, so it waits for words.
+        """
+        place = self._text.find(marker)
+        end = place if place >= 0 else len(self._text) - held_back(self._text, marker)
+        before = self._text[:end].rstrip()
+        if place >= 0:
+            self._text = self._text[place + len(marker) :]
+            if silent:
+                self._after = False
+            else:
+                self._call = CallObject(self._calls)
+        else:
+            self._text = self._text[len(before) :]
+        if self._calls and not self._words:
+            before = before.lstrip()
+        if before and not silent:
+            self._words = place < 0
+            deltas.append(Content(before))
+        elif place >= 0:
+            self._words = False
+        return place >= 0
+
+
+class BareCalls:
+    """The whole text is one or more JSON objects, as Llama 3.1 and later write them.
+
+    `{"name": "f", "parameters": {}}`, perhaps after `<|python_tag|>`, several separated by `;`
+    or in a list. Anything that does not begin so is content.
+    """
+
+    def __init__(self, tag: str = "<|python_tag|>") -> None:
+        self._tag = tag
+        self._text = ""
+        self._plain = False
+        self._call: CallObject | None = None
+        self._calls = 0
+
+    def push(self, text: str) -> list[Delta]:
+        """See `OutputParser`."""
+        self._text += text
+        deltas: list[Delta] = []
+        while not self._plain and self._advance(deltas):
+            pass
+        if self._plain and self._text:
+            deltas.append(Content(self._text))
+            self._text = ""
+        return deltas
+
+    def finish(self) -> list[Delta]:
+        """See `OutputParser`."""
+        deltas = self._call.finish() if self._call is not None else []
+        if self._text and not (self._calls and not self._text.strip(" \t\r\n;,]")):
+            deltas.append(Content(self._text))
+        self._text = ""
+        return deltas
+
+    def _advance(self, deltas: list[Delta]) -> bool:
+        if self._call is not None:
+            found, self._text = self._call.push(self._text)
+            deltas += found
+            if not self._call.done:
+                return False
+            self._plain = not self._call.begun
+            self._calls += self._call.begun
+            self._call = None
+            return True
+        start = self._text.lstrip(" \t\r\n;,[" if not self._calls else " \t\r\n;,[]")
+        if not self._calls and start.startswith(self._tag):
+            self._text = start[len(self._tag) :]
+            return True
+        if not start or (not self._calls and self._tag.startswith(start)):
+            return False
+        if start.startswith("{"):
+            self._text = start
+            self._call = CallObject(self._calls)
+        else:
+            self._plain = True
+        return True
+
+
+class MistralCalls:
+    """`[TOOL_CALLS]` and then a list of objects, or `name{...}` (`name[ARGS]{...}`) for each."""
+
+    MARKER = "[TOOL_CALLS]"
+    _ARGS = "[ARGS]"
+    _ID = "[CALL_ID]"
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._inside = False
+        self._call: CallObject | None = None
+        self._scanner: ValueScanner | None = None
+        self._calls = 0
+
+    def push(self, text: str) -> list[Delta]:
+        """See `OutputParser`."""
+        self._text += text
+        deltas: list[Delta] = []
+        while self._advance(deltas):
+            pass
+        return deltas
+
+    def finish(self) -> list[Delta]:
+        """See `OutputParser`."""
+        if self._call is not None:
+            return self._call.finish()
+        rest, self._text = self._text, ""
+        inside = self._inside and not rest.strip(" \t\r\n,]")
+        return [Content(rest)] if rest and not inside and self._scanner is None else []
+
+    def _advance(self, deltas: list[Delta]) -> bool:
+        if self._scanner is not None:
+            return self._read_arguments(self._scanner, deltas)
+        if self._call is not None:
+            found, self._text = self._call.push(self._text)
+            deltas += found
+            if self._call.done:
+                self._calls += self._call.begun
+                self._call = None
+                return True
+            return False
+        if not self._inside:
+            return self._look_for_marker(deltas)
+        start = self._text.lstrip(" \t\r\n,[]")
+        if start.startswith("{"):
+            self._text = start
+            self._call = CallObject(self._calls)
+            return True
+        place = self._text.find("{")
+        if place < 0:
+            return False
+        name = self._text[:place].replace(self.MARKER, "").split(self._ARGS)[0]
+        name = name.split(self._ID)[0].strip(" \t\r\n,[]")
+        self._text = self._text[place:]
+        if not name or len(name) > 256:
+            self._inside = False
+            return bool(self._text)
+        deltas.append(CallBegins(self._calls, name))
+        self._scanner = ValueScanner()
+        return True
+
+    def _look_for_marker(self, deltas: list[Delta]) -> bool:
+        place = self._text.find(self.MARKER)
+        if place >= 0:
+            before, self._text = self._text[:place], self._text[place + len(self.MARKER) :]
+            self._inside = True
+        else:
+            cut = len(self._text) - held_back(self._text, self.MARKER)
+            before, self._text = self._text[:cut], self._text[cut:]
+        if before.strip() or (before and place < 0):
+            deltas.append(Content(before))
+        return place >= 0
+
+    def _read_arguments(self, scanner: ValueScanner, deltas: list[Delta]) -> bool:
+        count = scanner.feed(self._text)
+        piece, self._text = self._text[:count], self._text[count:]
+        if piece:
+            deltas.append(CallArguments(self._calls, piece))
+        if scanner.done:
+            self._calls += 1
+            self._scanner = None
+        return scanner.done and bool(self._text)
+
+
+class PythonicCalls:
+    """`[f(a=1), g(b="x")]`: a Python list of calls, read when it is whole (Llama 3.2 and 4)."""
+
+    MAX_CHARACTERS = 1 << 16
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._plain = False
+
+    def push(self, text: str) -> list[Delta]:
+        """See `OutputParser`."""
+        self._text += text
+        start = self._text.lstrip()
+        if (start and not start.startswith("[")) or len(self._text) > self.MAX_CHARACTERS:
+            self._plain = True
+        if not self._plain:
+            return []
+        text, self._text = self._text, ""
+        return [Content(text)]
+
+    def finish(self) -> list[Delta]:
+        """See `OutputParser`."""
+        text, self._text = self._text, ""
+        if not text:
+            return []
+        calls = _python_calls(text.strip())
+        if calls is None:
+            return [Content(text)]
+        return [
+            delta
+            for index, (name, arguments) in enumerate(calls)
+            for delta in (CallBegins(index, name), CallArguments(index, arguments))
+        ]
+
+
+def _python_calls(text: str) -> list[tuple[str, str]] | None:
+    """Names and arguments as JSON; None: it is no list of calls with literal arguments."""
+    try:
+        tree = ast.parse(text, mode="eval").body
+        if not isinstance(tree, ast.List) or not tree.elts:
+            return None
+        calls = []
+        for node in tree.elts:
+            if not isinstance(node, ast.Call) or node.args:
+                return None
+            values = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords if k.arg}
+            if len(values) < len(node.keywords):
+                return None
+            calls.append((ast.unparse(node.func), json.dumps(values)))
+        return calls
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        return None
+
+
+class Plain:
+    """No tool calls: all is content."""
+
+    def push(self, text: str) -> list[Delta]:
+        """See `OutputParser`."""
+        return [Content(text)] if text else []
+
+    def finish(self) -> list[Delta]:
+        """See `OutputParser`."""
+        return []
+
+
+FORMATS = ("hermes", "llama3_json", "mistral", "pythonic", "json", "none")
+
+
+def detect(template: str) -> str:
+    """The format that a chat template shows; `json` where it shows none that is known."""
+    if "[TOOL_CALLS]" in template:
+        return "mistral"
+    if "<tool_call>" in template:
+        return "hermes"
+    if "<|python_tag|>" in template or '"parameters": ' in template:
+        return "llama3_json"
+    return "json"
+
+
+def parser(format_name: str) -> OutputParser:
+    """A fresh parser."""
+    match format_name:
+        case "hermes":
+            return MarkedCalls("<tool_call>", "</tool_call>")
+        case "llama3_json" | "json":
+            return BareCalls()
+        case "mistral":
+            return MistralCalls()
+        case "pythonic":
+            return PythonicCalls()
+        case _:
+            return Plain()
+
+
+def grammar(
+    format_name: str, functions: Sequence[Function], *, parallel: bool, tokenizer: Tokenizer
+) -> str:
+    """Lark rules, beginning at `calls`: one call of one of the functions, or several, in a form
+    that the format's parser reads."""
+    arguments = "parameters" if format_name == "llama3_json" else "arguments"
+    objects = [_call_schema(function, arguments) for function in functions]
+    call = f"call: {_json(objects[0] if len(objects) == 1 else {'anyOf': objects})}\n"
+    match format_name:
+        case "hermes":
+            opening = _marker("<tool_call>", tokenizer)
+            closing = _marker("</tool_call>", tokenizer)
+            one = f'{opening} "\\n" call "\\n" {closing}'
+            more = f' ("\\n" {one})*' if parallel else ""
+            return f"calls: {one}{more}\n{call}"
+        case "mistral":
+            more = ' (", " call)*' if parallel else ""
+            return f'calls: {_marker("[TOOL_CALLS]", tokenizer)} "[" call{more} "]"\n{call}'
+        case _:
+            more = ' ("; " call)*' if parallel else ""
+            return f"calls: call{more}\n{call}"
+
+
+def _call_schema(function: Function, arguments: str) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {
+            "name": {"const": function.name},
+            arguments: function.parameters or {"type": "object"},
+        },
+        "required": ["name", arguments],
+        "additionalProperties": False,
+    }
+
+
+def _json(schema: Mapping[str, Any]) -> str:
+    return f"%json {json.dumps({**schema, 'x-guidance': JSON_FORM})}"
+
+
+def _marker(text: str, tokenizer: Tokenizer) -> str:
+    """A marker in Lark: a special token by its id, other text as it stands."""
+    token_id = tokenizer.token_id(text)
+    if token_id is not None and tokenizer.is_special(token_id):
+        return f"<[{token_id}]>"
+    return json.dumps(text)
