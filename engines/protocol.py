@@ -33,6 +33,7 @@ class StepInputs:
     block_starts: Array  # i32 [S + 1]
     sequence_slots: Array  # i32 [S], all different, each less than the slots that were allocated
     logit_rows: Array  # i64 [R]: the tokens whose logits are wanted
+    token_types: Array | None = None  # i64 [T]: the segment of a pair, for encoders that have them
 
 
 class Session(Protocol):

@@ -2,11 +2,14 @@
 
 from paddock.layers.activation import ACTIVATIONS, activate
 from paddock.layers.attention import Attention
+from paddock.layers.bidirectional import BidirectionalAttention, RelativeBiases
 from paddock.layers.embedding import Embedding, PositionEmbedding
+from paddock.layers.heads import Linear, read_rows
 from paddock.layers.linear import ColumnLinear, RowLinear, VocabHead
 from paddock.layers.mlp import MLP, GatedMLP
 from paddock.layers.norm import HeadwiseLayerNorm, JointRMSNorm, LayerNorm, RMSNorm
 from paddock.layers.pipeline import Pipeline
+from paddock.layers.post_norm import PostNormBlock
 from paddock.layers.quantize import quantize
 from paddock.layers.rotary import Rotary, RotaryScaling
 from paddock.layers.step import Step
@@ -16,15 +19,19 @@ __all__ = [
     "ACTIVATIONS",
     "MLP",
     "Attention",
+    "BidirectionalAttention",
     "ColumnLinear",
     "Embedding",
     "GatedMLP",
     "HeadwiseLayerNorm",
     "JointRMSNorm",
     "LayerNorm",
+    "Linear",
     "Pipeline",
     "PositionEmbedding",
+    "PostNormBlock",
     "RMSNorm",
+    "RelativeBiases",
     "Rotary",
     "RotaryScaling",
     "RowLinear",
@@ -32,5 +39,6 @@ __all__ = [
     "VocabHead",
     "activate",
     "quantize",
+    "read_rows",
     "trace",
 ]

@@ -23,6 +23,7 @@ class Step:
     block_starts: Tensor  # i32 [sequences + 1]
     sequence_slots: Tensor  # i32 [sequences]
     logit_rows: Tensor  # i64 [rows]
+    token_types: Tensor  # i64 [tokens]
     max_context: int
 
     @staticmethod
@@ -37,5 +38,6 @@ class Step:
             block_starts=input_tensor("block_starts", DType.I32, STARTS),
             sequence_slots=input_tensor("sequence_slots", DType.I32, SEQUENCES),
             logit_rows=input_tensor("logit_rows", DType.I64, ROWS),
+            token_types=input_tensor("token_types", DType.I64, TOKENS),
             max_context=max_context,
         )

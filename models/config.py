@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from paddock.graph import GraphError, PaddockError, nearest
@@ -22,6 +22,7 @@ IGNORED: frozenset[str] = frozenset(
         # what the checkpoint is, who wrote it, how it was stored
         "_commit_hash",
         "_name_or_path",
+        "_num_labels",
         "architectures",
         "auto_map",
         "dtype",
@@ -45,12 +46,18 @@ IGNORED: frozenset[str] = frozenset(
         "eos_token_id",
         "pad_token_id",
         "sep_token_id",
+        "cls_token_id",
+        # what is made of scores: the runtime reads these
+        "sbert_ce_default_activation_function",
+        "sentence_transformers",
         # training
         "attention_dropout",
+        "attention_probs_dropout_prob",
         "embd_pdrop",
         "finetuning_task",
         "gradient_checkpointing",
         "hidden_dropout",
+        "hidden_dropout_prob",
         "initializer_range",
         "keys_to_ignore_at_inference",
         "neftune_noise_alpha",
@@ -110,6 +117,12 @@ Size = Annotated[int, Field(gt=0, le=2**22)]
 Context = Annotated[int, Field(gt=0, le=2**31)]
 
 
+Task = Literal["generate", "embed", "classify"]
+"""What a model is asked for: text, vectors, or scores."""
+Reads = Literal["first", "all"]
+"""Of which tokens of a sequence a classifier reads the hidden state."""
+
+
 class ModelConfig(BaseModel):
     """Fields are named as in config.json; sizes are the whole model's, not one rank's.
 
@@ -125,6 +138,12 @@ class ModelConfig(BaseModel):
         allow_inf_nan=False,
     )
     ignored: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens of the longest sequence that the model was trained for, where it says so."""
+        found = getattr(self, "max_position_embeddings", None)
+        return found if isinstance(found, int) else None
 
     @classmethod
     def read(cls, data: Mapping[str, Any], *, ignore: frozenset[str] = frozenset()) -> Self:
@@ -165,6 +184,29 @@ class ModelConfig(BaseModel):
             if not first["loc"]:
                 given = ""  # the message of a check over several fields names them itself
             raise ConfigError(f"config.json: {field}: {message}{given}{more}") from None
+
+
+class LabelledConfig(ModelConfig):
+    """A config of models that may have a classifier: what its outputs are called."""
+
+    id2label: dict[str, str] | None = None
+    num_labels: Size | None = None
+
+    @model_validator(mode="after")
+    def _labels_are_numbered(self) -> Self:
+        names = self.id2label
+        if names is not None and sorted(names) != sorted(map(str, range(len(names)))):
+            raise ValueError(f"id2label has the keys {_shown(list(names))}, expected 0, 1, 2, ...")
+        if names is not None and self.num_labels not in (None, len(names)):
+            raise ValueError(f"id2label names {len(names)} labels, num_labels is {self.num_labels}")
+        return self
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """In the order of the outputs; two without a name where the file says nothing."""
+        if self.id2label is not None:
+            return tuple(self.id2label[str(i)] for i in range(len(self.id2label)))
+        return tuple(f"LABEL_{i}" for i in range(self.num_labels or 2))
 
 
 def _takes_null(field: FieldInfo) -> bool:

@@ -9,10 +9,16 @@ from importlib.metadata import entry_points
 from typing import Any, Protocol
 
 from paddock.graph import Module, nearest
-from paddock.models.config import ConfigError, ModelConfig
+from paddock.models.config import ConfigError, ModelConfig, Reads, Task
+from paddock.models.pooled import Pooled
 
 # `architectures` entry -> module. Files are named by the checkpoint's model_type.
 ARCHITECTURES: dict[str, str] = {
+    "BertForMaskedLM": "paddock.models.bert",
+    "BertForPreTraining": "paddock.models.bert",
+    "BertForSequenceClassification": "paddock.models.bert",
+    "BertForTokenClassification": "paddock.models.bert",
+    "BertModel": "paddock.models.bert",
     "LlamaForCausalLM": "paddock.models.llama",
     "MistralForCausalLM": "paddock.models.mistral",
     "Qwen2ForCausalLM": "paddock.models.qwen2",
@@ -23,7 +29,11 @@ ENTRY_POINT_GROUP = "paddock.models"
 
 
 class ModelClass(Protocol):
-    """What an architecture's class gives beside being a Module."""
+    """What an architecture's class gives beside being a Module.
+
+    `task` (`Task`, "generate" where it is left out) says what its output is; a classifier's
+    `reads` (`Reads`), of which tokens.
+    """
 
     Config: type[ModelConfig]
     weight_map: str  # the module that holds its HUGGING_FACE rules
@@ -33,18 +43,42 @@ class ModelClass(Protocol):
 
 @dataclass(frozen=True)
 class Architecture:
-    """A model class, its config as read from a checkpoint, and where its weight map lies."""
+    """A model class, its config as read from a checkpoint, and where its weight map lies.
+
+    `pooled`: of a model that writes text, the hidden states in the place of the logits.
+    """
 
     name: str
     model_class: ModelClass
     config: ModelConfig
+    pooled: bool = False
+
+    @property
+    def task(self) -> Task:
+        found: Task = getattr(self.model_class, "task", "generate")
+        return "embed" if self.pooled else found
+
+    @property
+    def reads(self) -> Reads:
+        """Of which tokens a classifier reads the hidden state."""
+        found: Reads = getattr(self.model_class, "reads", "first")
+        return found
 
     @property
     def weight_map(self) -> str:
         return self.model_class.weight_map
 
     def build(self) -> Module:
-        return self.model_class(self.config)
+        model = self.model_class(self.config)
+        return Pooled(model) if self.pooled else model
+
+    def heads(self) -> tuple[str, ...]:
+        """Slots that a `pooled` model does without: those of the vocabulary head."""
+        if not self.pooled:
+            return ()
+        kept = {name for name, _ in self.build().named_parameters()}
+        whole = self.model_class(self.config).named_parameters()
+        return tuple(name for name, _ in whole if name not in kept)
 
 
 def register(name: str, module: str) -> None:

@@ -25,6 +25,8 @@ COMMANDS = {
     "generate": "continue prompts: from the command line, stdin or a file",
     "chat": "talk with a model",
     "serve": "serve a recipe over HTTP: OpenAI's API, metrics, a page to chat",
+    "embed": "vectors of texts, as JSON lines",
+    "classify": "labels of texts, scores of pairs, as JSON lines",
     "bench": "measure speed, latency, memory and the fraction of memory bandwidth",
     "cache": "list or prune the engines that were built",
     "demo": "generate text from the bundled checkpoint: a first look",

@@ -30,12 +30,16 @@ from paddock.runtime.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from paddock.recipes.schema import Recipe
+    from paddock.runtime.encoder import Classification, Embedding, TaggedText
+    from paddock.runtime.engine_loop import EngineLoop
     from paddock.runtime.sampler import SampledToken
     from paddock.runtime.stats import Stats
     from paddock.runtime.tokenizer import Tokenizer
 
 Prompt: TypeAlias = str | Sequence[int] | Sequence[Message]
 """Text, token ids, or the messages of a chat (to which the chat template is applied)."""
+Input: TypeAlias = str | tuple[str, str] | Sequence[int]
+"""What is embedded or classified: a text, a pair of texts, or token ids."""
 Params: TypeAlias = SamplingParams | Sequence[SamplingParams] | None
 
 
@@ -118,7 +122,6 @@ class LLM:
         recipe_name, implied = recipe_for(name)
         recipe = compose(recipe_name, (*implied, *overrides), folders).recipe
         self._running = pipeline.start(recipe, progress=progress or _default_progress())
-        self._loop = self._running.loop
         self._defaults = SamplingParams(**self._running.sampling_defaults)
 
     @classmethod
@@ -126,9 +129,12 @@ class LLM:
         """The same over a recipe that was started already; it belongs to the `LLM` then."""
         llm = cls.__new__(cls)
         llm._running = running
-        llm._loop = running.loop
         llm._defaults = SamplingParams(**running.sampling_defaults)
         return llm
+
+    @property
+    def _loop(self) -> EngineLoop:
+        return self._running.loop
 
     @property
     def recipe(self) -> Recipe:
@@ -269,6 +275,44 @@ class LLM:
         with await self._asubmit_when_room(prompt, self.resolve(params)) as handle:
             async for increment in handle:
                 yield increment
+
+    def embed(
+        self,
+        texts: str | Sequence[Input],
+        *,
+        prompt_name: str | None = None,
+        dimensions: int | None = None,
+    ) -> list[Embedding]:
+        """A vector of each text, of a model that gives vectors: pooled as its files say.
+
+        Also pairs of texts and token ids, many at once; answers are in their order. More settings
+        (`truncate`, `prompt`) and the same for coroutines: `llm.running.encoder`.
+
+        >>> from paddock import LLM
+        >>> with LLM("demo", "task=embed", "pooling=mean", "normalize=true") as llm:
+        ...     first, second = llm.embed(["The ls command", "A package is"])
+        >>> first.vector.shape, round(float(first.vector @ first.vector), 4)
+        ((256,), 1.0)
+        """
+        encoder = self._running.encoder
+        asked = [texts] if isinstance(texts, str) else texts
+        return encoder.embed(asked, prompt_name=prompt_name, dimensions=dimensions)
+
+    def classify(self, texts: str | Sequence[Input]) -> list[Classification]:
+        """The labels of each text or pair of texts, likeliest first, of a classifier."""
+        asked = [texts] if isinstance(texts, str) else texts
+        return self._running.encoder.classify(asked)
+
+    def tag(self, texts: str | Sequence[str]) -> list[TaggedText]:
+        """The label of each token of each text, of a classifier of tokens."""
+        return self._running.encoder.tag([texts] if isinstance(texts, str) else texts)
+
+    def score(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        """How well the second text of each pair fits the first, a query.
+
+        Of a cross-encoder, what it says; of a model that gives vectors, their cosine.
+        """
+        return self._running.encoder.score(pairs)
 
     def submit(self, prompt: Prompt, params: SamplingParams | None = None) -> RequestHandle:
         """Queue one prompt, waiting for room in the queue; the handle streams or waits.

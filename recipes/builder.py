@@ -30,7 +30,7 @@ from paddock.recipes.machine import measure
 from paddock.recipes.progress import Progress
 from paddock.recipes.schema import Recipe
 from paddock.recipes.shelf import DamagedError, Entry, Manifest
-from paddock.recipes.tracing import Traced, trace_graph
+from paddock.recipes.tracing import Traced, trace_graph, vocab_size
 from paddock.weights import Binding, Checkpoint
 from paddock.weights.bound import BoundWeights
 from paddock.weights.errors import WeightError
@@ -44,6 +44,9 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
     "generation_config.json",
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
 )
 CODE_OF_GRAPHS = ("paddock.graph", "paddock.engines.protocol")
 CODE_OF_WEIGHTS = tuple(
@@ -277,7 +280,7 @@ class Builder:
             if absent is None:
                 session = engine.open(weights, self.options)
                 try:
-                    verify.run(session)
+                    verify.run(session, verify.Asked.of(self.traced.graph, self._vocab_size))
                 finally:
                     session.close()
             if layers:
@@ -295,7 +298,7 @@ class Builder:
             )
             return verify.Check(0, 0.0, 0.0, 0.0)
         exact = cut if layers == cut.layers else self._retraced(DType.F32, layers)
-        expected = verify.Expected(exact.graph, self._rounded(exact), weights)
+        expected = verify.Expected(exact.graph, self._rounded(exact), weights, self._vocab_size)
         session = (
             engine.open(weights, self.options)
             if absent is None
@@ -330,6 +333,12 @@ class Builder:
         """The same model with its first layers alone."""
         fewer = min(layers, self.traced.layers)
         return trace_graph(self.recipe, self.traced.architecture, dtype, layers=fewer)
+
+    @property
+    def _vocab_size(self) -> int | None:
+        """Where the output is hidden states or labels, and its width says nothing."""
+        writes = self.traced.architecture.task == "generate"
+        return None if writes else vocab_size(self.traced.architecture)
 
     def _open(self, weights: Entry) -> BoundWeights:
         return BoundWeights.open(weights.folder / RANK, self.checkpoint.folder)

@@ -15,6 +15,7 @@ from paddock.models.config import ConfigError
 from paddock.recipes.errors import RecipeError
 from paddock.recipes.machine import GIB, Machine
 from paddock.recipes.schema import Recipe
+from paddock.runtime.encoder_loop import EncoderLimits
 from paddock.runtime.errors import RequestError
 from paddock.runtime.limits import Limits
 from paddock.runtime.sampling_params import SamplingParams
@@ -66,7 +67,7 @@ def context_length(recipe: Recipe, config: Any) -> ContextLength:
     It does not depend on the machine, so that a build is the same everywhere; what the memory
     holds may bound sequences further when the engine starts.
     """
-    trained = getattr(config, "max_position_embeddings", None)
+    trained = getattr(config, "longest", None)
     asked = recipe.limits.max_context
     if asked is None:
         if not isinstance(trained, int):
@@ -181,6 +182,35 @@ def derive_limits(
         prefill_chunk=asked.prefill_chunk,
         max_prompt_logit_rows=asked.max_prompt_logit_rows,
         aging_s=asked.aging_s,
+    )
+
+
+def encoder_limits(
+    recipe: Recipe, machine: Machine, *, max_context: int, block_size: int, block_bytes: int
+) -> EncoderLimits:
+    """The encoder loop's limits. What a causal model caches in a step must fit into memory.
+
+    `block_bytes` is 0 where nothing is cached. Raises `RecipeError` where a short text would not
+    fit.
+    """
+    asked = recipe.limits
+    sequences = asked.max_sequences or min(SEQUENCES_PER_CORE * machine.cores, 256)
+    per_step = asked.max_tokens_per_step or TOKENS_PER_CORE * machine.cores
+    if block_bytes:
+        room = int(machine.free_bytes * CACHE_SHARE) // block_bytes - sequences
+        fits = max(room, 0) * block_size
+        if fits < min(max_context, SHORTEST):
+            raise RecipeError(
+                f"no memory for a step: {machine.free_bytes / GIB:.2f} GiB are free, and"
+                f" {min(max_context, SHORTEST)} tokens take more than half of it; choose a smaller"
+                " model"
+            )
+        max_context, per_step = min(max_context, fits), min(per_step, fits)
+    return EncoderLimits(
+        max_context=max_context,
+        max_tokens_per_step=per_step,
+        max_sequences=sequences,
+        max_queued_sequences=asked.max_queued_requests or QUEUED_PER_SEQUENCE * sequences,
     )
 
 

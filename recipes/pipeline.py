@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +22,7 @@ import paddock
 from paddock.engines.protocol import CompilingKind, EngineKind, Session
 from paddock.graph import DType
 from paddock.models import registry
-from paddock.models.config import ConfigError
+from paddock.models.config import ConfigError, Task
 from paddock.models.registry import Architecture
 from paddock.recipes import engine_kinds
 from paddock.recipes.build_cache import BuildCache
@@ -32,18 +32,22 @@ from paddock.recipes.derive import (
     choose_dtype,
     context_length,
     derive_limits,
+    encoder_limits,
     sampling_defaults,
 )
 from paddock.recipes.errors import RecipeError
 from paddock.recipes.machine import measure
 from paddock.recipes.progress import SILENT, Progress
 from paddock.recipes.schema import Recipe
-from paddock.recipes.tracing import Traced, trace_graph
+from paddock.recipes.tracing import Traced, trace_graph, vocab_size
 from paddock.runtime.chat_template import ChatTemplates
+from paddock.runtime.encoder import Classifier, Encoder
+from paddock.runtime.encoder_loop import EncoderLoop
 from paddock.runtime.engine_loop import EngineLoop
 from paddock.runtime.grammar import GuidanceGrammars
+from paddock.runtime.sentence_files import MODULES, activation_of, read_sentence_files
 from paddock.runtime.tokenizer import Tokenizer
-from paddock.weights import Binding, Checkpoint, prove
+from paddock.weights import Binding, Checkpoint, Ignore, prove
 from paddock.weights.bound import BoundWeights
 from paddock.weights.hub import LocalCheckpoint
 from paddock.weights.hub import fetch as fetch_checkpoint
@@ -59,6 +63,7 @@ class BuiltEngine:
     manifest: Mapping[str, Any]
     weights_folder: Path
     checkpoint: LocalCheckpoint
+    architecture: Architecture
     context: ContextLength
     cached: bool
     """It was there already."""
@@ -76,15 +81,38 @@ class Running:
     built: BuiltEngine
     session: Session
     tokenizer: Tokenizer
-    loop: EngineLoop
+    serving: EngineLoop | Encoder
+    """What takes requests: see `loop` and `encoder`."""
     sampling_defaults: Mapping[str, Any]
     """Fields of `SamplingParams` for requests that leave them out."""
     timings: dict[str, float]
     """Seconds of each stage, those of the build included."""
 
+    @property
+    def task(self) -> Task:
+        """What the model is asked for."""
+        return self.built.architecture.task
+
+    @property
+    def loop(self) -> EngineLoop:
+        """Of a model that writes text. Raises `RecipeError` of any other."""
+        if not isinstance(self.serving, EngineLoop):
+            raise RecipeError(wrong_task(self.recipe, self.task, "generate"))
+        return self.serving
+
+    @property
+    def encoder(self) -> Encoder:
+        """Of a model that gives vectors or labels. Raises `RecipeError` of any other."""
+        if not isinstance(self.serving, Encoder):
+            raise RecipeError(wrong_task(self.recipe, self.task, "embed"))
+        return self.serving
+
     def close(self) -> None:
         """Unfinished requests are cancelled."""
-        self.loop.close(drain=False)
+        if isinstance(self.serving, Encoder):
+            self.serving.close()
+        else:
+            self.serving.close(drain=False)
 
 
 def fetch(recipe: Recipe, *, progress: Progress = SILENT) -> LocalCheckpoint:
@@ -101,16 +129,37 @@ def fetch(recipe: Recipe, *, progress: Progress = SILENT) -> LocalCheckpoint:
 
 
 def read_architecture(recipe: Recipe, checkpoint: LocalCheckpoint) -> Architecture:
-    """The class and the sizes that config.json names. Raises `ConfigError`."""
-    return _architecture(recipe, config_json(checkpoint))
+    """The class and the sizes that config.json names, for the recipe's task.
+
+    A model that writes text is pooled where the checkpoint has sentence-transformers' files, or
+    the recipe asks for vectors. Raises `ConfigError` and `RecipeError`.
+    """
+    found = _architecture(recipe, config_json(checkpoint))
+    asked = recipe.task
+    if found.task == "generate" and (
+        asked == "embed" or (asked == "auto" and (checkpoint.folder / MODULES).is_file())
+    ):
+        found = replace(found, pooled=True)
+    if asked not in ("auto", found.task):
+        raise RecipeError(wrong_task(recipe, found.task, asked))
+    return found
+
+
+def wrong_task(recipe: Recipe, task: Task, asked: str) -> str:
+    """What is said where a model of one task is asked for another's."""
+    does = {"generate": "writes text", "embed": "gives vectors", "classify": "gives labels"}
+    command = {"generate": "generate", "embed": "embed", "classify": "classify"}[task]
+    name = recipe.checkpoint if recipe.name == "auto" else recipe.name
+    return f"{name} {does[task]} (task {task}), it cannot {asked}; use `paddock {command} {name}`"
 
 
 def prove_binding(traced: Traced, checkpoint: LocalCheckpoint) -> Binding:
     """What fills each slot, from headers alone. Raises `WeightError`."""
+    rules = importlib.import_module(traced.architecture.weight_map).HUGGING_FACE
     return prove(
         dict(traced.module.named_parameters()),
         Checkpoint.open(checkpoint.folder).tensors,
-        importlib.import_module(traced.architecture.weight_map).HUGGING_FACE,
+        (*rules, *(Ignore(name) for name in traced.architecture.heads())),
         traced.mesh,
         tied=bool(getattr(traced.architecture.config, "tie_word_embeddings", False)),
         live=[traced.alive],
@@ -149,6 +198,7 @@ def build(recipe: Recipe, *, progress: Progress = SILENT, rebuild: bool = False)
         manifest=done.engine.manifest,
         weights_folder=done.weights.folder,
         checkpoint=checkpoint,
+        architecture=traced.architecture,
         context=traced.context,
         cached=not done.made,
         reasons=done.reasons,
@@ -172,36 +222,84 @@ def start(
     """
     built = build(recipe, progress=progress)
     timings = dict(built.timings)
+    writes = built.architecture.task == "generate"
     with timed(timings, "tokenizer"):
-        tokenizer = tokenizer or read_tokenizer(recipe, built.checkpoint)
-        defaults = sampling_defaults(recipe, built.checkpoint.folder)
+        tokenizer = tokenizer or read_tokenizer(recipe, built.checkpoint, writes=writes)
+        defaults = sampling_defaults(recipe, built.checkpoint.folder) if writes else {}
     with timed(timings, "open"):
         session = open_engine(built, recipe)
         try:
-            limits = derive_limits(
-                recipe,
-                measure(),
-                max_context=built.context.tokens,
-                block_size=session.block_size,
-                block_bytes=session.block_bytes,
-                state_bytes=session.state_bytes,
-                # The mapped weights count as free memory until they are read, and an engine may
-                # repack them at its first step.
-                unclaimed_bytes=int(built.manifest["weight_bytes"]),
-                most_sequences=getattr(session, "max_sequences", None),
-                most_tokens_per_step=getattr(session, "max_tokens_per_step", None),
+            serving = (_start_loop if writes else _start_encoder)(
+                recipe, built, session, tokenizer, progress
             )
-            if limits.max_context < built.context.tokens:
-                progress.note(
-                    f"memory holds {limits.max_context} tokens of cache: sequences may be no longer"
-                    f" ({built.context.reason}: {built.context.tokens})"
-                )
-            grammars = GuidanceGrammars(tokenizer, session.vocab_size)
-            loop = EngineLoop(session, limits, tokenizer=tokenizer, grammars=grammars)
         except BaseException:
             session.close()
             raise
-    return Running(recipe, built, session, tokenizer, loop, defaults, timings)
+    return Running(recipe, built, session, tokenizer, serving, defaults, timings)
+
+
+def _start_loop(
+    recipe: Recipe,
+    built: BuiltEngine,
+    session: Session,
+    tokenizer: Tokenizer,
+    progress: Progress,
+) -> EngineLoop | Encoder:
+    limits = derive_limits(
+        recipe,
+        measure(),
+        max_context=built.context.tokens,
+        block_size=session.block_size,
+        block_bytes=session.block_bytes,
+        state_bytes=session.state_bytes,
+        # The mapped weights count as free memory until they are read, and an engine may
+        # repack them at its first step.
+        unclaimed_bytes=int(built.manifest["weight_bytes"]),
+        most_sequences=getattr(session, "max_sequences", None),
+        most_tokens_per_step=getattr(session, "max_tokens_per_step", None),
+    )
+    if limits.max_context < built.context.tokens:
+        progress.note(
+            f"memory holds {limits.max_context} tokens of cache: sequences may be no longer"
+            f" ({built.context.reason}: {built.context.tokens})"
+        )
+    grammars = GuidanceGrammars(tokenizer, session.vocab_size)
+    return EngineLoop(session, limits, tokenizer=tokenizer, grammars=grammars)
+
+
+def _start_encoder(
+    recipe: Recipe,
+    built: BuiltEngine,
+    session: Session,
+    tokenizer: Tokenizer,
+    progress: Progress,
+) -> EngineLoop | Encoder:
+    architecture = built.architecture
+    config = config_json(built.checkpoint)
+    files = read_sentence_files(built.checkpoint.folder, causal=architecture.pooled)
+    if recipe.pooling != "auto":
+        files = replace(files, pooling=(recipe.pooling,))
+    if recipe.normalize is not None:
+        files = replace(files, normalize=recipe.normalize)
+    classifier = None
+    if architecture.task == "classify":
+        labels = getattr(architecture.config, "labels", ())
+        classifier = Classifier(labels, architecture.reads, activation_of(config, len(labels)))
+    limits = encoder_limits(
+        recipe,
+        measure(),
+        max_context=built.context.tokens,
+        block_size=session.block_size,
+        block_bytes=session.block_bytes,
+    )
+    longest = [limits.max_context, files.max_length, tokenizer.max_length]
+    return Encoder(
+        EncoderLoop(session, limits, vocab_size=vocab_size(architecture)),
+        tokenizer,
+        files,
+        max_tokens=min(n for n in longest if n is not None),
+        classifier=classifier,
+    )
 
 
 def import_plugins(recipe: Recipe) -> None:
@@ -279,9 +377,14 @@ def build_bounds(recipe: Recipe, kind: EngineKind, traced: Traced) -> dict[str, 
     return {key: value for key, value in asked.items() if value is not None}
 
 
-def read_tokenizer(recipe: Recipe, checkpoint: LocalCheckpoint) -> Tokenizer:
-    """The checkpoint's tokenizer, with the recipe's chat template where it has one."""
-    tokenizer = Tokenizer(checkpoint.folder)
+def read_tokenizer(
+    recipe: Recipe, checkpoint: LocalCheckpoint, *, writes: bool = True
+) -> Tokenizer:
+    """The checkpoint's tokenizer, with the recipe's chat template where it has one.
+
+    `writes` false: of an encoder, which need not turn tokens into text one by one.
+    """
+    tokenizer = Tokenizer(checkpoint.folder, writes=writes)
     if recipe.chat_template is not None:
         file = Path(recipe.chat_template).expanduser()
         try:

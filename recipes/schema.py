@@ -168,6 +168,12 @@ class Recipe(Settings):
     """Branch, tag or commit of the hub repository; None: its main branch."""
     dtype: Literal["auto", "f32", "bf16", "f16"] = "auto"
     """Of activations and unquantized weights; auto: bf16 where checkpoint and CPU have it."""
+    task: Literal["auto", "generate", "embed", "classify"] = "auto"
+    """What the model is asked for; auto: what its class and its sentence-transformers files say."""
+    pooling: Literal["auto", "cls", "mean", "max", "lasttoken", "weightedmean"] = "auto"
+    """How an encoder's hidden states become a vector; auto: as its files say."""
+    normalize: Flag | None = None
+    """Whether vectors have length 1; None: as the encoder's files say."""
     engine: EngineSettings = EngineSettings()
     quant: QuantSettings = QuantSettings()
     mesh: MeshSettings = MeshSettings()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 
 from paddock.graph import DType, Graph, Mesh, Module, QuantFormat, nearest
@@ -44,6 +44,11 @@ class Traced:
         return [name for name, _ in self.module.named_parameters() if name in read]
 
 
+def vocab_size(architecture: Architecture) -> int:
+    """Token ids are below it."""
+    return int(getattr(architecture.config, "vocab_size", 1))
+
+
 def trace_graph(
     recipe: Recipe, architecture: Architecture, dtype: DType, *, layers: int | None = None
 ) -> Traced:
@@ -53,7 +58,7 @@ def trace_graph(
     """
     if layers is not None:
         fewer = architecture.config.model_copy(update={"num_hidden_layers": layers})
-        architecture = Architecture(architecture.name, architecture.model_class, fewer)
+        architecture = replace(architecture, config=fewer)
     context = context_length(recipe, architecture.config)
     module = architecture.build()
     if recipe.quant.weights != "none":

@@ -12,7 +12,7 @@ import numpy as np
 from paddock.engines import reference
 from paddock.engines.protocol import BuildError, Session, StepInputs, WeightSource
 from paddock.graph import Array, Graph, Module
-from paddock.graph.ops import Weight
+from paddock.graph.ops import CacheBlocks, Weight
 from paddock.weights.source import cast
 
 WHOLE_BYTES = 1 << 30
@@ -73,6 +73,24 @@ def layers_to_check(whole_bytes: int, cut_bytes: int, layers: int, free_bytes: i
     return min(CUT_LAYERS, layers) if cut_bytes <= free_bytes // 2 else 0
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a model is tried on, and what its output is."""
+
+    vocab_size: int | None = None
+    """Where the output is hidden states or labels, whose width is not the vocabulary's."""
+    whole: bool = False
+    """Nothing is cached: every step has sequences anew."""
+
+    @staticmethod
+    def of(graph: Graph, vocab_size: int | None) -> Asked:
+        return Asked(vocab_size, whole=next(graph.find(CacheBlocks), None) is None)
+
+    @property
+    def logits(self) -> bool:
+        return self.vocab_size is None
+
+
 class Expected:
     """What the reference engine computes from an f32 graph, and what an engine's rounding moves it.
 
@@ -80,15 +98,24 @@ class Expected:
     nothing but f32 is rounded.
     """
 
-    def __init__(self, graph: Graph, rounded: Graph | None, weights: WeightSource) -> None:
-        self.logits = _by_reference(graph, weights)
+    def __init__(
+        self,
+        graph: Graph,
+        rounded: Graph | None,
+        weights: WeightSource,
+        vocab_size: int | None = None,
+    ) -> None:
+        self._asked = asked = Asked.of(graph, vocab_size)
+        self.logits = _by_reference(graph, weights, asked)
         self.rounding = np.zeros(sum(map(len, self.logits)))
         if rounded is not None:
-            self.rounding = errors(_by_reference(rounded, weights), self.logits)
+            self.rounding = errors(
+                _by_reference(rounded, weights, asked), self.logits, centred=asked.logits
+            )
 
     def check(self, session: Session, *, layers: int) -> Check:
         """Raises `BuildError` where rounding does not explain what the session's logits are off."""
-        found = errors(run(session), self.logits)
+        found = errors(run(session, self._asked), self.logits, centred=self._asked.logits)
         share = float((found / allowed(self.rounding)).max())
         check = Check(layers, _mean(found), _mean(self.rounding), share)
         if share <= 1:  # NaN is not
@@ -109,24 +136,28 @@ class Expected:
         )
 
 
-def _by_reference(graph: Graph, weights: WeightSource) -> list[Array]:
+def _by_reference(graph: Graph, weights: WeightSource, asked: Asked) -> list[Array]:
     session = reference.build(graph, {}).open(InTypesOf(graph, weights), {})
     try:
-        return run(session)
+        return run(session, asked)
     finally:
         session.close()
 
 
-def errors(found: list[Array], expected: list[Array]) -> Array:
+def errors(found: list[Array], expected: list[Array], *, centred: bool = True) -> Array:
     """Of each row of logits, the norm of the difference over that of the expected.
 
-    Softmax does not see what is added to a whole row, nor does this.
+    Softmax does not see what is added to a whole row of logits, nor does this. Vectors and scores
+    are not `centred`, and a row that is small by chance is allowed a tenth of what the largest is.
     """
     rows = []
     for mine, right in zip(found, expected, strict=True):
-        centred = right - right.mean(1, keepdims=True)
-        difference = (mine - mine.mean(1, keepdims=True)) - centred
-        norms = np.maximum(np.linalg.norm(centred, axis=1), 1e-30)
+        if centred:
+            mine = mine - mine.mean(1, keepdims=True)
+            right = right - right.mean(1, keepdims=True)
+        difference = mine - right
+        norms = np.linalg.norm(right, axis=1)
+        norms = np.maximum(norms, 1e-30 if centred else norms.max() / 10)
         rows.append(np.linalg.norm(difference, axis=1) / norms)
     return np.concatenate(rows)
 
@@ -136,13 +167,15 @@ def _mean(rows: Array) -> float:
     return float(np.sqrt(np.square(rows).mean()))
 
 
-def run(session: Session) -> list[Array]:
+def run(session: Session, asked: Asked | None = None) -> list[Array]:
     """The logits of each of `STEPS`, of all tokens. Raises `BuildError` unless they are finite."""
     session.allocate_cache(
         1 + max(max(blocks) for blocks in BLOCKS.values()), 1 + max(SLOTS.values())
     )
     found = []
-    for step in steps(session.block_size, session.vocab_size):
+    asked = asked or Asked()
+    vocab_size = asked.vocab_size or session.vocab_size
+    for step in steps(session.block_size, vocab_size, whole=asked.whole):
         logits = np.array(session.run(step), np.float32)
         if logits.shape != (len(step.token_ids), session.vocab_size):
             raise BuildError(
@@ -158,8 +191,8 @@ def run(session: Session) -> list[Array]:
     return found
 
 
-def steps(block_size: int, vocab_size: int) -> list[StepInputs]:
-    """`STEPS` over tokens from all of the vocabulary."""
+def steps(block_size: int, vocab_size: int, *, whole: bool = False) -> list[StepInputs]:
+    """`STEPS` over tokens from all of the vocabulary; `whole`: each step has sequences anew."""
     drawn = np.random.default_rng(20).integers(0, vocab_size, 64)
     past = {"a": 0, "b": 0}
     made = []
@@ -185,10 +218,11 @@ def steps(block_size: int, vocab_size: int) -> list[StepInputs]:
                 block_starts=np.array(block_starts, np.int32),
                 sequence_slots=np.array([SLOTS[name] for name, _ in sequences], np.int32),
                 logit_rows=np.arange(len(ids), dtype=np.int64),
+                token_types=np.zeros(len(ids), np.int64),
             )
         )
         for name, count in sequences:
-            past[name] += count
+            past[name] += 0 if whole else count
     return made
 
 

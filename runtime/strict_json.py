@@ -40,7 +40,15 @@ def read_text(path: Path, limit: int = MAX_FILE_BYTES) -> str:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises `TokenizerError` for repeated keys, NaN and Infinity too."""
+    """A JSON object. Raises `TokenizerError`, as `read_json` does."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise TokenizerError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def read_json(path: Path) -> Any:
+    """Any JSON value. Raises `TokenizerError` for repeated keys, NaN and Infinity too."""
 
     def no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -55,7 +63,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
     text = read_text(path)
     try:
-        value = json.loads(text, object_pairs_hook=no_repeats, parse_constant=no_constant)
+        return json.loads(text, object_pairs_hook=no_repeats, parse_constant=no_constant)
     except json.JSONDecodeError as error:
         raise TokenizerError(
             f"{path}: not JSON at line {error.lineno}, column {error.colno}: {error.msg}"
@@ -64,9 +72,6 @@ def read_object(path: Path) -> dict[str, Any]:
         raise TokenizerError(f"{path}: nested too deeply to be read") from None
     except ValueError as error:  # integers of thousands of digits
         raise TokenizerError(f"{path}: {error}") from None
-    if not isinstance(value, dict):
-        raise TokenizerError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
 
 
 def read_model(path: Path, model: type[Model]) -> Model:

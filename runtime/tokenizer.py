@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
@@ -30,16 +31,34 @@ _OTHER_FILES = (
 """What tokenizers are stored as, where not as tokenizer.json."""
 
 
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A whole input of an encoder: a list each, as long as there are tokens."""
+
+    ids: list[int]
+    type_ids: list[int]
+    """0 in the first text, 1 in the second."""
+    offsets: list[tuple[int, int]]
+    """Characters of its text that a token stands for."""
+    special: list[bool]
+    truncated: bool
+    """Something was cut off."""
+
+
 class Tokenizer:
     """A checkpoint's tokenizer, with its special tokens and chat templates.
 
     All methods may be called from any thread.
     """
 
-    def __init__(self, folder: Path | str, *, chat_template: str | None = None) -> None:
+    def __init__(
+        self, folder: Path | str, *, chat_template: str | None = None, writes: bool = True
+    ) -> None:
         """Read a checkpoint folder.
 
         chat_template: the text of a template to use in place of the checkpoint's own.
+        writes: text will be made token by token, which not every tokenizer can (`incremental`);
+        encoders' need not.
 
         Whether begin and end tokens are added is said by the post-processor of tokenizer.json
         alone, as in transformers 5: `add_bos_token` in tokenizer_config.json counts no more.
@@ -52,7 +71,7 @@ class Tokenizer:
         files = read_tokenizer_files(folder)
         self._backend = _load(self._path)
         _add_special_tokens(self._backend, files, folder)
-        self._detokenizer = Detokenizer(self._backend, str(self._path))
+        self._text = Detokenizer(self._backend, str(self._path)) if writes else None
         self._special_tokens = {name: token.content for name, token in files.named_tokens.items()}
         self.chat_templates = ChatTemplates(
             files.chat_templates if chat_template is None else {"default": chat_template},
@@ -61,6 +80,8 @@ class Tokenizer:
         )
         self.vocab_size = _vocab_size(self._backend)
         """One more than the highest token id; a model's vocabulary may be padded beyond it."""
+        self.max_length = files.max_length
+        """Tokens that the model takes, where tokenizer_config.json says so."""
         bos = self._id_of("bos_token")
         self.bos_token_id = files.bos_token_id if bos is None else bos
         eos = self._id_of("eos_token")
@@ -78,18 +99,39 @@ class Tokenizer:
         add_special_tokens: also add what the checkpoint's tokenizer adds, mostly one at the
         beginning. Raises `RequestError` for text that is no Unicode (lone surrogates).
         """
-        if not isinstance(text, str):
-            raise RequestError(f"the prompt: expected text, found {type(text).__name__}")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise RequestError(
-                f"the prompt: character {error.start} is half of a surrogate pair "
-                f"(U+{ord(text[error.start]):04X}), which is not text; it may come from bytes that "
-                "are not UTF-8"
-            ) from None
+        _check_text(text)
         ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
+
+    def encode_within(
+        self,
+        text: str,
+        pair: str | None = None,
+        *,
+        limit: int,
+        side: Literal["right", "left"] = "right",
+    ) -> Encoded:
+        """A text, or two, with the special tokens of the checkpoint, cut to `limit` tokens.
+
+        The longer of two texts is cut first, at the end or, with `side` left, at the beginning,
+        as transformers' `longest_first`. Raises `RequestError` as `encode` does.
+        """
+        texts = [text] if pair is None else [text, pair]
+        for each in texts:
+            _check_text(each)
+        parts = [self._backend.encode(each, add_special_tokens=False) for each in texts]
+        lengths = [len(part.ids) for part in parts]
+        room = max(limit - self._backend.num_special_tokens_to_add(pair is not None), 0)
+        for part, kept in zip(parts, _shortened(lengths, room), strict=True):
+            part.truncate(kept, direction=side)
+        whole = self._backend.post_process(parts[0], parts[1] if len(parts) > 1 else None)
+        return Encoded(
+            whole.ids,
+            whole.type_ids,
+            whole.offsets,
+            [bool(special) for special in whole.special_tokens_mask],
+            truncated=sum(lengths) > room,
+        )
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids; ids outside the vocabulary have none."""
@@ -122,6 +164,12 @@ class Tokenizer:
         text = self.apply_chat_template(messages, add_generation_prompt, **options)
         return self.encode(text, add_special_tokens=False)
 
+    @property
+    def _detokenizer(self) -> Detokenizer:
+        if self._text is None:
+            raise TokenizerError(f"{self._path}: was read for an encoder, which writes no text")
+        return self._text
+
     def token(self, token_id: int) -> str | None:
         """A token as the vocabulary spells it (`Ġthe`); None outside the vocabulary."""
         token: str | None = self._backend.id_to_token(token_id)
@@ -151,6 +199,38 @@ class Tokenizer:
             return None
         token_id: int | None = self._backend.token_to_id(content)
         return token_id
+
+
+def _check_text(text: object) -> None:
+    """Raise `RequestError` unless it is text that has UTF-8."""
+    if not isinstance(text, str):
+        raise RequestError(f"the prompt: expected text, found {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"the prompt: character {error.start} is half of a surrogate pair "
+            f"(U+{ord(text[error.start]):04X}), which is not text; it may come from bytes that "
+            "are not UTF-8"
+        ) from None
+
+
+def _shortened(lengths: Sequence[int], room: int) -> list[int]:
+    """How much is kept of each text, together no more than `room`: the longer one is cut first.
+
+    As the tokenizers library has it, to the odd token: the later text keeps one more of an odd
+    room where both are longer than its half.
+    """
+    if sum(lengths) <= room:
+        return list(lengths)
+    if len(lengths) == 1:
+        return [room]
+    shorter, longer = sorted(lengths)
+    if shorter <= room // 2:
+        longer = room - shorter
+    else:
+        shorter, longer = room // 2, room - room // 2
+    return [longer, shorter] if lengths[0] > lengths[1] else [shorter, longer]
 
 
 def _load(path: Path) -> Backend:

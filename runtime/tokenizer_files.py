@@ -100,6 +100,7 @@ class _SpecialTokensMap(BaseModel):
 class _TokenizerConfig(_SpecialTokensMap):
     """tokenizer_config.json."""
 
+    model_max_length: float | None = None
     added_tokens_decoder: dict[Annotated[int, Field(ge=0)], Token] | None = None
     chat_template: Annotated[str, Field(strict=True)] | list[_NamedTemplate] | None = None
 
@@ -135,6 +136,8 @@ class TokenizerFiles:
     """Of config.json and generation_config.json; the tokenizer's own `eos_token` is one more."""
     chat_templates: dict[str, str]
     """By name; the usual one is `default`."""
+    max_length: int | None
+    """Tokens that the model takes, where the file says so; older files say 1e30 for unknown."""
 
 
 def read_tokenizer_files(folder: Path) -> TokenizerFiles:
@@ -155,7 +158,12 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         bos_token_id=next((id_ for e in found for id_ in e.bos_token_id), None),
         eos_token_ids=frozenset(id_ for entry in found for id_ in entry.eos_token_id),
         chat_templates=_chat_templates(folder, config),
+        max_length=_length(config.model_max_length),
     )
+
+
+def _length(tokens: float | None) -> int | None:
+    return int(tokens) if tokens is not None and 0 < tokens < 1e9 else None
 
 
 def _read(folder: Path, name: str, model: type[Model]) -> Model | None:

@@ -7,9 +7,11 @@ from paddock.weights.errors import WeightError
 from paddock.weights.hub import LocalCheckpoint, fetch
 from paddock.weights.rules import (
     Add,
+    Body,
     Fuse,
     Ignore,
     Interleave,
+    Older,
     Rename,
     Rule,
     Split,
@@ -23,6 +25,7 @@ from paddock.weights.write import write
 __all__ = [
     "Add",
     "Binding",
+    "Body",
     "BoundPart",
     "BoundSlot",
     "BoundWeights",
@@ -32,6 +35,7 @@ __all__ = [
     "Interleave",
     "LocalCheckpoint",
     "Location",
+    "Older",
     "Rename",
     "Rule",
     "SafetensorsFile",

@@ -22,7 +22,7 @@ from paddock.weights.claims import Claims
 from paddock.weights.errors import WeightError
 from paddock.weights.locate import MisshapenTensor, MissingTensor, locate, stored_name, tied_to
 from paddock.weights.mismatches import Mismatches
-from paddock.weights.rules import Ignore, Rule, has_words
+from paddock.weights.rules import Ignore, Rule, for_checkpoint, has_words
 from paddock.weights.safetensors_file import Box, TensorInfo
 from paddock.weights.source import Source, Stored, cast, whole
 
@@ -134,6 +134,7 @@ def prove(
     one `WeightError` that tells the first mismatch in full and counts the others.
     """
     mesh = mesh or Mesh()
+    rules = for_checkpoint(rules, tensors)
     mismatches = Mismatches()
     claims = Claims()
     located: dict[str, dict[str, Source]] = {}

@@ -119,10 +119,15 @@ class BoundWeights:
         return self._logical(self._entry(name), self.stored(name, part))
 
     def stored(self, name: str, part: str = "") -> Array:
-        """The bytes as they lie in the file: int4 as u8 [rows, columns / 2], low half first."""
+        """The bytes as they lie in the file: int4 as u8 [rows, columns / 2], low half first.
+
+        Parts that lie in tensors of their own are joined where the whole is asked for: a copy.
+        """
         entry = self._entry(name)
+        if not part and len(entry.sources) > 1:
+            return self.whole(name)
         if entry.sources:
-            key = part if part or len(entry.sources) > 1 else next(iter(entry.sources))
+            key = part or next(iter(entry.sources))
             if key not in entry.sources:
                 raise self._no_part(name, part, entry)
             shard, tensor = entry.sources[key]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import re
 import shutil
 import time
@@ -49,7 +50,11 @@ BESIDE = (
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
+    "modules.json",  # of sentence-transformers, with folders of its modules
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
 )
+MODULES = "modules.json"
 CONNECTIONS = 8  # files at a time, as huggingface_hub's own default
 ATTEMPTS = 3  # without a byte of progress, beside those that `http_get` makes itself
 
@@ -87,6 +92,8 @@ def download(
         weights = snapshot.weight_files(files)
         beside = [name for name in BESIDE if name in files]
         snapshot.get(beside, files, progress=False)
+        modules = snapshot.module_files() if MODULES in beside else {}
+        snapshot.get([*modules], modules, progress=False)
         snapshot.check_room(weights, files)
         snapshot.get(weights, files, progress=progress)
     return folder, snapshot.commit
@@ -124,6 +131,23 @@ class _Snapshot:
         """Name -> bytes of the files at the top of the repository."""
         entries = self.api.list_repo_tree(self.repo, revision=self.commit)
         return {entry.path: entry.size for entry in entries if isinstance(entry, RepoFile)}
+
+    def module_files(self) -> dict[str, int]:
+        """Name -> bytes of what sentence-transformers' modules have in folders of their own."""
+        try:
+            listed = json.loads((self.folder / MODULES).read_bytes())
+            folders = {str(module["path"]) for module in listed} - {""}
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise WeightError(f"{self.repo}: {MODULES} lists no modules: {error}") from error
+        # Modules without settings have no folder, for which the hub would have no answer.
+        entries = self.api.list_repo_tree(self.repo, revision=self.commit, recursive=True)
+        return {
+            entry.path: entry.size
+            for entry in entries
+            if isinstance(entry, RepoFile)
+            and entry.path.rpartition("/")[0] in folders
+            and entry.path.rpartition("/")[2] in (CONFIG, SINGLE)
+        }
 
     def weight_files(self, files: dict[str, int]) -> list[str]:
         """The index, which is fetched now, and the shards that it names; or the single file."""

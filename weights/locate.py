@@ -9,6 +9,7 @@ from paddock.graph import Parameter
 from paddock.weights.errors import WeightError
 from paddock.weights.rules import (
     Add,
+    Body,
     Fuse,
     Interleave,
     Layout,
@@ -143,6 +144,8 @@ def stored_name(name: str, rules: Sequence[Rule]) -> str:
     for rule in rules:
         if isinstance(rule, Rename):
             name = replace_words(name, rule.slot, rule.tensor)
+        elif isinstance(rule, Body):
+            name = name.removeprefix(f"{rule.prefix}.")
     return name
 
 

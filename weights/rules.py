@@ -6,7 +6,7 @@ by whole dotted words, wherever these stand in the name: `mlp.gate` matches
 slot the later one holds, so that a family can extend another's map and differ in a point.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -65,6 +65,24 @@ class Rename:
 
 
 @dataclass(frozen=True)
+class Older:
+    """As `Rename`, in checkpoints that have the words `tensor` anywhere, as older ones do."""
+
+    slot: str
+    tensor: str
+
+
+@dataclass(frozen=True)
+class Body:
+    """Slots' names begin with `prefix`, which checkpoints of the body alone leave out.
+
+    transformers saves a `BertModel` as `encoder...` and a `BertForMaskedLM` as `bert.encoder...`.
+    """
+
+    prefix: str
+
+
+@dataclass(frozen=True)
 class Transpose:
     """Slots with these words are stored [inputs, outputs], as GPT-2's Conv1D does."""
 
@@ -99,7 +117,24 @@ class Ignore:
 
 
 Layout = Fuse | Split | Interleave | Stack
-Rule = Layout | Rename | Transpose | Add | Tie | Ignore
+Rule = Layout | Rename | Older | Body | Transpose | Add | Tie | Ignore
+
+
+def for_checkpoint(rules: Sequence[Rule], tensors: Collection[str]) -> tuple[Rule, ...]:
+    """The rules that hold for a checkpoint with these tensor names, the conditional ones decided.
+
+    A `Body` stays where its prefix is to be left out.
+    """
+    decided: list[Rule] = []
+    for rule in rules:
+        if isinstance(rule, Older):
+            if any(has_words(tensor, rule.tensor) for tensor in tensors):
+                decided.append(Rename(rule.slot, rule.tensor))
+        elif not isinstance(rule, Body) or not any(
+            tensor.startswith(f"{rule.prefix}.") for tensor in tensors
+        ):
+            decided.append(rule)
+    return tuple(decided)
 
 
 def has_words(name: str, words: str) -> bool:

@@ -16,6 +16,7 @@ import openvino as ov
 from openvino import PartialShape, Shape, Type, op
 from openvino import opset16 as opset
 
+from paddock.engines.openvino import sequences
 from paddock.engines.openvino.paged_attention import Heads, paged_attention, takes
 from paddock.engines.openvino.portable_attention import PortableAttention
 from paddock.engines.openvino.weights import OV_TYPES, Weights
@@ -39,6 +40,7 @@ class Lowering:
     portable_caches: set[Tensor]
     parameters: dict[str, Any] = field(default_factory=dict)
     tables: dict[Tensor, Any] = field(default_factory=dict)
+    paddings: dict[Tensor, sequences.Padding] = field(default_factory=dict)
 
     def parameter(self, key: str, kind: Type, shape: list[int]) -> Any:
         if key not in self.parameters:
@@ -53,6 +55,12 @@ class Lowering:
         if tensor not in self.tables:
             self.tables[tensor] = opset.unsqueeze(value, _i64(1, 2))
         return self.tables[tensor]
+
+    def padding(self, starts: Tensor, value: Any, tokens: Any) -> sequences.Padding:
+        """Of the sequences that begin at `starts`, once however many layers read it."""
+        if starts not in self.paddings:
+            self.paddings[starts] = sequences.Padding.of(value, tokens)
+        return self.paddings[starts]
 
 
 def lower(graph: Graph, weights: Weights, cache_dtype: str = "f32") -> ov.Model:
@@ -317,6 +325,12 @@ def _attention(state: Lowering, node: Node, inputs: list[Any]) -> Any:
     return opset.reshape(attended, _i64(0, heads, value_size), True)
 
 
+def _bidirectional_attention(state: Lowering, node: Node, inputs: list[Any]) -> Any:
+    assert isinstance(node.op, F.BidirectionalAttention)
+    padding = state.padding(node.inputs[3], inputs[3], inputs[0])
+    return sequences.attention(node.op, inputs, padding)
+
+
 def _binary(make: Callable[..., Any]) -> Callable[[Lowering, Node, list[Any]], Any]:
     return lambda state, node, inputs: make(inputs[0], inputs[1])
 
@@ -327,6 +341,7 @@ TABLE: dict[type[Op], Callable[[Lowering, Node, list[Any]], Any]] = {
     F.Activation: _activation,
     F.Add: _binary(opset.add),
     F.Attention: _attention,
+    F.BidirectionalAttention: _bidirectional_attention,
     F.CacheBlocks: _cache,
     F.Cast: _cast,
     F.Clamp: _clamp,

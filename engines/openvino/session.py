@@ -35,6 +35,7 @@ _ONE_TOKEN = StepInputs(
     block_starts=np.array([0, 1], np.int32),
     sequence_slots=np.zeros(1, np.int32),
     logit_rows=np.zeros(1, np.int64),
+    token_types=np.zeros(1, np.int64),
 )
 
 

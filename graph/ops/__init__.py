@@ -1,6 +1,7 @@
 """The ops: free functions that insert nodes, and the classes that define them."""
 
 from paddock.graph.ops.attention import Attention, attention
+from paddock.graph.ops.bidirectional import BidirectionalAttention, bidirectional_attention
 from paddock.graph.ops.collective import (
     AllGather,
     AllReduce,
@@ -67,6 +68,7 @@ __all__ = [
     "AllGather",
     "AllReduce",
     "Attention",
+    "BidirectionalAttention",
     "CacheBlocks",
     "Cast",
     "Clamp",
@@ -96,6 +98,7 @@ __all__ = [
     "all_gather",
     "all_reduce",
     "attention",
+    "bidirectional_attention",
     "cache",
     "cast",
     "clamp",

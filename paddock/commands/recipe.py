@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from paddock.commands.arguments import RecipeChoice, UsageError
 
@@ -69,10 +69,14 @@ def start(
     from paddock.llm import LLM
     from paddock.recipes import pipeline
     from paddock.recipes.derive import context_length
+    from paddock.recipes.errors import RecipeError
     from paddock.runtime.errors import RequestError, RequestTooLarge
 
     checkpoint = pipeline.fetch(recipe, progress=progress)
-    config = pipeline.read_architecture(recipe, checkpoint).config
+    architecture = pipeline.read_architecture(recipe, checkpoint)
+    if architecture.task != "generate":
+        raise RecipeError(pipeline.wrong_task(recipe, architecture.task, "generate"))
+    config = architecture.config
     tokenizer = pipeline.read_tokenizer(recipe, checkpoint)
     context = context_length(recipe, config)
     vocabulary = int(getattr(config, "vocab_size", tokenizer.vocab_size))
@@ -95,6 +99,18 @@ def start(
             )
         encoded.append(token_ids)
     return LLM.of(pipeline.start(recipe, progress=progress, tokenizer=tokenizer)), encoded
+
+
+def start_encoder(recipe: Recipe, task: Literal["embed", "classify"], progress: Progress) -> LLM:
+    """The started recipe, refused before anything is built where it has another task."""
+    from paddock.llm import LLM
+    from paddock.recipes import pipeline
+    from paddock.recipes.errors import RecipeError
+
+    found = pipeline.read_architecture(recipe, pipeline.fetch(recipe, progress=progress)).task
+    if found != task:
+        raise RecipeError(pipeline.wrong_task(recipe, found, task))
+    return LLM.of(pipeline.start(recipe, progress=progress))
 
 
 def _token_ids(tokenizer: Tokenizer, content: Content) -> list[int]:

@@ -21,6 +21,8 @@ CACHE = "f32[blocks, block_size, 2, 16]"
 STEP = ("i32[sequences + 1]", "i32[sequences]", "i32[table]", "i32[sequences + 1]")
 QKV = ("f32[tokens, 4, 16]", "f32[tokens, 2, 16]", "f32[tokens, 2, 16]")
 
+WHOLE = (*QKV, "i32[sequences + 1]")
+
 
 def qkv(**changes: str) -> tuple[str, ...]:
     names = ("q", "k", "v", "key_cache", "value_cache", "starts", "past", "table", "blocks")
@@ -44,6 +46,8 @@ ACCEPTED: list[tuple[Op, tuple[str, ...], str]] = [
     (F.Clamp(-1.0, 2.0), ("bf16[tokens, 8]",), "bf16[tokens, 8]"),
     (F.Fill(1.0, BF16, (8,)), (), "bf16[8]"),
     (F.Fill(2, DType.I64), (), "i64[]"),
+    (F.BidirectionalAttention(0.25), WHOLE, "f32[tokens, 4, 16]"),
+    (F.BidirectionalAttention(1, 0, 8), (*WHOLE, "bf16[8, 4]"), "f32[tokens, 4, 16]"),
     (F.Cast(BF16), ("f32[tokens, 8]",), "bf16[tokens, 8]"),
     (F.Activation("gelu"), ("f32[tokens, 8]",), "f32[tokens, 8]"),
     (F.Linear(), ("f32[tokens, 8]", "f32[6, 8]"), "f32[tokens, 6]"),
@@ -101,6 +105,23 @@ REFUSED: list[tuple[Op, tuple[str, ...], str]] = [
     (F.Mul(), ("f32[8]", "f64[8]"), "element types differ"),
     (F.Mul(), ("i8[8]", "i8[8]"), "expected floats, i64 or i32: i8[8]"),
     (F.Scale(2.0), ("i64[tokens]",), "expected floats"),
+    (F.BidirectionalAttention(1.0), QKV, "does not take 3 operands"),
+    (
+        F.BidirectionalAttention(1.0),
+        ("f32[tokens, 64]", *WHOLE[1:]),
+        "expected q, k, v [tokens, heads, size]",
+    ),
+    (
+        F.BidirectionalAttention(1.0),
+        ("f32[tokens, 3, 16]", *WHOLE[1:]),
+        "3 heads do not share the 2 of",
+    ),
+    (F.BidirectionalAttention(1.0), (*QKV, "f32[sequences]"), "expected integers along one axis"),
+    (F.BidirectionalAttention(1.0, -1), WHOLE, "window is -1, expected 0 tokens on each side"),
+    (F.BidirectionalAttention(1.0, None, 8), WHOLE, "[(8, 4)], found none"),
+    (F.BidirectionalAttention(1.0), (*WHOLE, "f32[8, 4]"), "expected a table of biases nowhere"),
+    (F.BidirectionalAttention(1.0, None, 7), (*WHOLE, "f32[7, 4]"), "an even number from 4 up"),
+    (F.BidirectionalAttention(1.0, None, 8, 2), (*WHOLE, "f32[8, 4]"), "max_distance is 2"),
     (F.Scale(math.nan), ("f32[8]",), "attribute 'factor' is nan of type float, expected float"),
     (F.Scale(10**400), ("f32[8]",), "attribute 'factor' is 1000000"),
     (F.Clamp(0.0, 1.0), ("i64[tokens]",), "expected floats"),

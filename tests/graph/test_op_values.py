@@ -260,7 +260,8 @@ def test_what_is_fed_has_no_value_of_its_own() -> None:
 def test_every_op_that_computes_is_tried_here() -> None:
     source = (F.Input, F.Weight, F.CacheBlocks, F.StateSlots)
     collective = (F.AllReduce, F.AllGather, F.Send, F.Receive)
-    elsewhere = (F.Attention,)  # test_attention_values
+    # test_attention_values, test_bidirectional_values
+    elsewhere = (F.Attention, F.BidirectionalAttention)
     tried = {
         *(F.Add, F.Mul, F.Scale, F.Cast, F.Activation, F.Linear, F.RMSNorm, F.LayerNorm),
         *(F.Clamp, F.Fill),

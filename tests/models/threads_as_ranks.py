@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
 import numpy as np
 
 from paddock.engines import reference
-from paddock.engines.protocol import StepInputs
+from paddock.engines.protocol import StepInputs, WeightSource
 from paddock.engines.reference.engine import ReferenceSession
-from paddock.graph import Array, DType, Graph, Mesh
+from paddock.graph import Array, DType, Graph, Mesh, Module
 from paddock.layers import trace
 from paddock.models.registry import Architecture
 from tests.models.bound_arrays import BoundArrays
 
 _TIMEOUT_S = 120.0
+
+
+class Bound(WeightSource, Protocol):
+    """A rank's weights, which know what was read of them."""
+
+    read: set[str]
 
 
 class Wire:
@@ -80,16 +87,18 @@ class MeshSession:
         pp: int,
         max_context: int,
         block_size: int = 4,
+        bind: Callable[[Module, Mesh], Bound] | None = None,
     ) -> None:
+        """`bind`: a rank's weights; by default of `checkpoint`, by the names of Llama."""
         self.meshes = list(Mesh(tp=tp, pp=pp).ranks())
         self.wire = Wire(tp, pp)
         self.graphs: dict[Mesh, Graph] = {}
-        self.weights: dict[Mesh, BoundArrays] = {}
+        self.weights: dict[Mesh, Bound] = {}
         self.sessions: dict[Mesh, ReferenceSession] = {}
         for mesh in self.meshes:
             model = architecture.build()
             graph = trace(model, dtype=DType.F32, max_context=max_context, mesh=mesh)
-            weights = BoundArrays(model, checkpoint, mesh)
+            weights = bind(model, mesh) if bind else BoundArrays(model, checkpoint, mesh)
             self.graphs[mesh], self.weights[mesh] = graph, weights
             self.sessions[mesh] = reference.build(graph, {}).open(
                 weights, {"block_size": block_size}, Rank(self.wire, mesh)

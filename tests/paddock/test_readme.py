@@ -9,7 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
-NEEDS_A_NETWORK = re.compile(r"paddock (generate|chat|build) \S*(/|qwen|llama|smol)")
+NEEDS_A_NETWORK = re.compile(
+    r"paddock (generate|chat|build|embed|classify) \S*(/|qwen|llama|smol|minilm)"
+)
 
 
 def blocks(language: str) -> list[str]:

@@ -510,3 +510,13 @@ def test_memory_stays_bounded(tmp_path: Path, folder: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 24, "MB of anonymous memory"
+
+
+def test_parts_in_tensors_of_their_own_are_joined_for_the_whole(
+    checkpoint: Path, folder: Path
+) -> None:
+    """As a fused bias beside a quantized weight is read."""
+    bind(checkpoint, folder, DType.F32)
+    weights = BoundWeights.open(folder)
+    parts = [weights.stored("attn.qkv_proj.weight", part) for part in "qkv"]
+    np.testing.assert_array_equal(weights.stored("attn.qkv_proj.weight"), np.concatenate(parts))

@@ -51,6 +51,23 @@ def sharded(*absent: str) -> dict[str, bytes]:
 
 SINGLE = {"config.json": CONFIG, "tokenizer.json": b"{}", "model.safetensors": weights(0)}
 
+MODULES = [
+    {"path": ""},
+    {"path": "1_Pooling"},
+    {"path": "2_Dense"},
+    {"path": "../x"},
+    {"path": "3"},
+]
+SENTENCES = {
+    "modules.json": json.dumps(MODULES).encode(),
+    "sentence_bert_config.json": b"{}",
+    "1_Pooling/config.json": b'{"pooling_mode_mean_tokens": true}',
+    "2_Dense/config.json": b"{}",
+    "2_Dense/model.safetensors": weights(3),
+    "2_Dense/pytorch_model.bin": b"pickle",
+    "onnx/config.json": b"{}",
+}
+
 
 @dataclass
 class Hub:
@@ -117,6 +134,8 @@ class Handler(BaseHTTPRequestHandler):
         files = self.hub.repos[repo][revision]
         rows: list[dict[str, Any]] = [{"type": "directory", "oid": "0" * 40, "path": "original"}]
         for name, data in files.items():
+            if "/" in name and "recursive=true" not in self.path.lower():
+                continue
             row = {"type": "file", "oid": git_id(data), "size": len(data), "path": name}
             if name.endswith(".safetensors"):
                 row["lfs"] = {"oid": sha(data), "size": len(data), "pointerSize": 135}
@@ -340,6 +359,7 @@ def hub(servers: tuple[Hub, str]) -> Hub:
         "org/gated": {COMMIT: SINGLE},
         "org/pickle": {COMMIT: {"config.json": CONFIG, "pytorch_model.bin": b"\x80\x04"}},
         "org/gguf": {COMMIT: {"model-Q4_K_M.gguf": b"GGUF"}},
+        "org/sentences": {COMMIT: {**SINGLE, **SENTENCES}},
         "org/bare": {COMMIT: {"model.safetensors": weights(0)}},
     }
     return hub
@@ -367,6 +387,15 @@ def test_shards_and_only_what_is_needed(hub: Hub, client: Client) -> None:
     assert {p.name for p in folder.iterdir()} == wanted
     assert not hub.calls(r"bin|\.py|README")
     assert hub.sent == sum(len(data) for name, data in sharded().items() if "0000" in name)
+
+
+def test_modules_of_sentence_transformers_come_along(hub: Hub, client: Client) -> None:
+    folder = Path(client.fetch("org/sentences")["folder"])
+    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    unwanted = {"2_Dense/pytorch_model.bin", "onnx/config.json"}
+    assert found == {*SINGLE, *SENTENCES} - unwanted
+    assert all((folder / name).read_bytes() == SENTENCES[name] for name in found - {*SINGLE})
+    assert not hub.calls("bin|onnx|x/")
 
 
 def test_config_comes_first_and_may_stop_everything(hub: Hub, client: Client) -> None:
