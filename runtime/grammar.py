@@ -96,6 +96,7 @@ class GuidanceConstraint:
         self._vocab_size = vocab_size
         self._masks = masks
         self._mask: Future[Array] | None = None
+        self._finished = matcher.is_stopped()
 
     def allowed(self) -> Array:
         """See `Constraint`."""
@@ -113,13 +114,14 @@ class GuidanceConstraint:
                 f"structured_outputs: token {token_id} does not fit:"
                 f" {_one_line(self._matcher.get_error())}"
             )
-        if not self.finished:
+        self._finished = self._matcher.is_stopped()
+        if not self._finished:
             self._mask = self._masks.submit(self._compute)
 
     @property
     def finished(self) -> bool:
         """See `Constraint`."""
-        return self._matcher.is_stopped()
+        return self._finished
 
     def copy(self) -> Self:
         """See `Constraint`."""
@@ -156,9 +158,11 @@ def _grammar(wanted: StructuredOutputs) -> str:
 
 
 def _as_object(schema: Any) -> dict[str, Any]:
-    """The schemas `true` and `false` as objects."""
-    if isinstance(schema, bool):
-        return {} if schema else {"not": {}}
+    """The schema `true` as an object. Raises `ConstraintError` for `false`, and what is none."""
+    if schema is True:
+        return {}
+    if schema is False:
+        raise ConstraintError("structured_outputs.json: no text is valid under the schema `false`")
     if not isinstance(schema, dict):
         raise ConstraintError(
             f"structured_outputs.json: a schema is an object, found {type(schema).__name__}"

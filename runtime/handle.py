@@ -21,6 +21,7 @@ from paddock.runtime.outputs import (
 )
 from paddock.runtime.request import FinishReason, Request
 from paddock.runtime.sampler import SampledToken
+from paddock.runtime.sampling_params import SamplingParams
 from paddock.runtime.text_stream import TextStream
 
 
@@ -54,6 +55,10 @@ class RequestHandle:
     @property
     def prompt_token_ids(self) -> tuple[int, ...]:
         return tuple(self._request.prompt_token_ids.tolist())
+
+    @property
+    def params(self) -> SamplingParams:
+        return self._request.params
 
     @property
     def prompt_tokens_cached(self) -> int:

@@ -14,13 +14,13 @@ class StructuredOutputs(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
-    json_schema: dict[str, Any] | bool | Text | None = Field(None, alias="json")
+    json_schema: dict[str, Any] | bool | Text | None = Field(default=None, alias="json")
     """A JSON schema, or the text of one: the text is JSON that is valid under it."""
     json_object: bool | None = None
     """True: any JSON object."""
     regex: Text | None = None
     """A regular expression that the whole text matches (Rust's `regex` syntax, no look-around)."""
-    choice: tuple[Text, ...] | None = Field(None, min_length=1)
+    choice: tuple[Text, ...] | None = Field(default=None, min_length=1)
     """One of these texts."""
     grammar: Text | None = None
     """A context-free grammar in llguidance's form of Lark, beginning at `start`."""

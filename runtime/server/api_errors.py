@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from paddock.graph.errors import PaddockError
+from paddock.runtime.constraint import ConstraintError
 from paddock.runtime.errors import LoopClosed, QueueFull, RequestError, RequestTooLarge
 from paddock.runtime.errors import RequestFailed as EngineFailed
 from paddock.runtime.logprobs import LogitsError
@@ -73,7 +74,7 @@ def as_api_error(error: BaseException) -> ApiError:
         case LoopClosed():
             return unavailable("the server is shutting down or its engine has stopped")
         case EngineFailed():
-            if isinstance(error.__cause__, LogitsError) and "banned" in str(error):
+            if _is_the_requests_own(error.__cause__):
                 return ApiError(400, str(error))
             return ApiError(500, str(error), type="server_error", code="engine_error")
         case RequestError():
@@ -82,6 +83,13 @@ def as_api_error(error: BaseException) -> ApiError:
             return ApiError(400, str(error))
         case _:
             return ApiError(500, UNEXPECTED, type="server_error", code="internal_error")
+
+
+def _is_the_requests_own(error: BaseException | None) -> bool:
+    """Whether settings of the request left nothing to choose: a grammar, bans, bias."""
+    if isinstance(error, LogitsError):
+        return isinstance(error.__cause__, ConstraintError) or "banned" in str(error)
+    return isinstance(error, ConstraintError)
 
 
 def unavailable(message: str) -> ApiError:

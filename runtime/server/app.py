@@ -14,7 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from paddock.graph.errors import PaddockError
-from paddock.runtime.server import chat, completions, health, models_route
+from paddock.runtime.server import chat, completions, health, models_route, responses
 from paddock.runtime.server.api_errors import ApiError, as_api_error, of_validation
 from paddock.runtime.server.body_limit import BodyLimit
 from paddock.runtime.server.documented import failures
@@ -45,6 +45,7 @@ def create_app(served: ServedModel, *, keys: Sequence[str], version: str) -> Fas
     for router in (
         chat.routes(served),
         completions.routes(served),
+        responses.routes(served),
         models_route.routes(served, version),
         health.routes(served),
         _metrics_route(metrics),

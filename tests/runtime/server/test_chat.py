@@ -51,7 +51,7 @@ def test_a_stream_is_the_same_answer_in_pieces(client: openai.OpenAI) -> None:
     assert pieces[0].choices[0].delta.role == "assistant"
     text = "".join(piece.choices[0].delta.content or "" for piece in pieces)
     assert text == whole.choices[0].message.content
-    assert len(pieces) > 5
+    assert len(pieces) > 3
     reasons = [piece.choices[0].finish_reason for piece in pieces]
     assert reasons[-1] == whole.choices[0].finish_reason
     assert set(reasons[:-1]) == {None}

@@ -1,0 +1,174 @@
+"""Parsers of what models write: the documented forms, whatever pieces they come in, and anything."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paddock.runtime.server.reasoning import ReasoningParser, prompt_opens_reasoning
+from paddock.runtime.server.tool_deltas import (
+    CallArguments,
+    CallBegins,
+    Content,
+    Delta,
+    OutputParser,
+    Reasoning,
+)
+from paddock.runtime.server.tool_formats import FORMATS, Plain, detect, parser
+
+# Forms are easier to compare one a line.
+# ruff: noqa: E501
+
+Read = tuple[str, str, list[tuple[str, str]]]
+
+
+def read(reader: OutputParser, pieces: list[str]) -> Read:
+    """Reasoning, content, and each call's name and arguments."""
+    deltas: list[Delta] = [delta for piece in pieces for delta in reader.push(piece)]
+    deltas += reader.finish()
+    reasoning = content = ""
+    calls: list[tuple[str, str]] = []
+    for delta in deltas:
+        match delta:
+            case Content():
+                content += delta.text
+            case Reasoning():
+                reasoning += delta.text
+            case CallBegins():
+                assert delta.index == len(calls)
+                calls.append((delta.name, ""))
+            case CallArguments():
+                assert delta.index == len(calls) - 1
+                calls[-1] = (calls[-1][0], calls[-1][1] + delta.text)
+    return reasoning, content, calls
+
+
+PARIS = '{"city": "Paris", "days": [1, {"a": "}]\\" {"}]}'
+CALL = f'{{"name": "weather", "arguments": {PARIS}}}'
+LLAMA = f'{{"name": "weather", "parameters": {PARIS}}}'
+ONE = [("weather", PARIS)]
+WRITTEN: list[tuple[str, str, str, list[tuple[str, str]]]] = [
+    ("hermes", f"<tool_call>\n{CALL}\n</tool_call>", "", ONE),
+    ("hermes", f"Let me look.\n<tool_call>\n{CALL}\n</tool_call>", "Let me look.", ONE),
+    ("hermes", f"<tool_call>{CALL}</tool_call>\n<tool_call>{CALL}</tool_call>\n", "", ONE * 2),
+    ("hermes", "I am <b>bold</b> <tool", "I am <b>bold</b> <tool", []),
+    ("hermes", "  two words \n", "  two words \n", []),
+    ("hermes", f"<tool_call>{CALL}</tool_call> and words", "and words", ONE),
+    ("hermes", '<tool_call>{"arguments": {"a": 1}, "name": "f"}</tool_call>', "", [("f", '{"a": 1}')]),
+    ("hermes", '<tool_call>{"name": "f"}</tool_call>', "", [("f", "{}")]),
+    ("hermes", '<tool_call>{"name": "f", "arguments": "{\\"a\\": 1}"}</tool_call>', "", [("f", '{"a": 1}')]),
+    ("hermes", '<tool_call>{"name": "f", "arguments": {"a": 1', "", [("f", '{"a": 1')]),
+    ("hermes", "<tool_call>nonsense</tool_call>", "nonsense</tool_call>", []),
+    ("llama3_json", LLAMA, "", ONE),
+    ("llama3_json", f"<|python_tag|>{LLAMA}; {LLAMA}", "", ONE * 2),
+    ("llama3_json", f" [{LLAMA}, {LLAMA}]", "", ONE * 2),
+    ("llama3_json", "The weather is {fine}.", "The weather is {fine}.", []),
+    ("llama3_json", '{"city": "Paris"}', '{"city": "Paris"}', []),
+    ("llama3_json", "<|python", "<|python", []),
+    ("mistral", f"[TOOL_CALLS] [{CALL}, {CALL}]", "", ONE * 2),
+    ("mistral", f"[TOOL_CALLS]weather[ARGS]{PARIS}[TOOL_CALLS]f{{}}", "", [*ONE, ("f", "{}")]),
+    ("mistral", f"Hm. [TOOL_CALLS]weather{PARIS}", "Hm. ", ONE),
+    ("mistral", "[TOOL] is no marker", "[TOOL] is no marker", []),
+    ("pythonic", '[weather(city="Paris", days=[1, 2]), f()]', "", [("weather", '{"city": "Paris", "days": [1, 2]}'), ("f", "{}")]),
+    ("pythonic", "[1, 2, 3] is a list", "[1, 2, 3] is a list", []),
+    ("pythonic", "[f(__import__('os'))]", "[f(__import__('os'))]", []),
+    ("json", LLAMA, "", ONE),
+    ("none", CALL, CALL, []),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("form", "text", "content", "calls"), WRITTEN)
+def test_forms_are_read(form: str, text: str, content: str, calls: list[tuple[str, str]]) -> None:
+    assert read(parser(form), [text]) == ("", content, calls)
+    assert read(parser(form), list(text)) == ("", content, calls)
+
+
+@given(st.sampled_from(WRITTEN), st.lists(st.integers(0, 200)))
+def test_pieces_make_no_difference(written: Any, cuts: list[int]) -> None:
+    form, text, content, calls = written
+    places = sorted({min(cut, len(text)) for cut in cuts})
+    pieces = [text[a:b] for a, b in zip([0, *places], [*places, len(text)], strict=True)]
+    assert read(parser(form), pieces) == ("", content, calls)
+
+
+def test_arguments_come_while_they_are_written() -> None:
+    reader = parser("hermes")
+    assert reader.push('<tool_call>\n{"name": "f", "argu') == [CallBegins(0, "f")]
+    assert reader.push('ments": {"a": "x') == [CallArguments(0, '{"a": "x')]
+    assert reader.push('y"}}') == [CallArguments(0, 'y"}')]
+
+
+MARKS = [
+    "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>", "<think>", "</think>",
+    '{"name": "f"', ', "arguments": ', ', "parameters": ', '"', "\\", "{", "}", "[", "]", ",", ":", "1",
+    " ", "\n", "text", "é", "f(a=1)",
+]  # fmt: skip
+
+
+@given(
+    st.sampled_from(FORMATS),
+    st.lists(st.one_of(st.sampled_from(MARKS), st.text(max_size=5)), max_size=30),
+    st.booleans(),
+)
+def test_nothing_that_a_model_writes_is_too_much(
+    form: str, pieces: list[str], opened: bool
+) -> None:
+    """No exception, no loss of plain text, and the same whatever the pieces."""
+    text = "".join(pieces)
+    found = read(ReasoningParser(parser(form), opened=opened), pieces)
+    assert read(ReasoningParser(parser(form), opened=opened), list(text)) == found
+    assert read(ReasoningParser(parser(form), opened=opened), [text]) == found
+    if not opened and not any(mark in text for mark in ("{", "[", "<")):
+        assert found == ("", text, [])
+
+
+def test_long_output_takes_linear_time() -> None:
+    import time
+
+    started = time.perf_counter()
+    for form in FORMATS:
+        reader = parser(form)
+        for _ in range(20_000):
+            reader.push('{"a": [')
+        reader.finish()
+    assert time.perf_counter() - started < 20
+
+
+THOUGHT: list[tuple[str, bool, Read]] = [
+    ("<think>\nhm, so\n</think>\n\nYes.", False, ("hm, so", "Yes.", [])),
+    ("hm</think>Yes. </think>", True, ("hm", "Yes. </think>", [])),
+    ("Yes <think>no</think>", False, ("", "Yes <think>no</think>", [])),
+    ("<think>never ends", False, ("never ends", "", [])),
+    ("<thin", False, ("", "<thin", [])),
+    ("", True, ("", "", [])),
+]
+
+
+@pytest.mark.parametrize(("text", "opened", "expected"), THOUGHT)
+def test_reasoning_is_told_apart(text: str, opened: bool, expected: Read) -> None:
+    assert read(ReasoningParser(Plain(), opened=opened), [text]) == expected
+    assert read(ReasoningParser(Plain(), opened=opened), list(text)) == expected
+
+
+def test_calls_may_follow_reasoning() -> None:
+    text = f"<think>I look</think>\n<tool_call>\n{CALL}\n</tool_call>"
+    found = read(ReasoningParser(parser("hermes"), opened=False), list(text))
+    assert found == ("I look", "", ONE)
+
+
+def test_prompts_show_whether_they_begin_the_reasoning() -> None:
+    assert prompt_opens_reasoning("<|assistant|>\n<think>\n")
+    assert not prompt_opens_reasoning("<|assistant|>\n")
+    assert not prompt_opens_reasoning("<think>\n\n</think>\n\n")
+
+
+def test_formats_are_found_in_templates() -> None:
+    assert detect("... <tool_call>\n{...} ...") == "hermes"
+    assert detect("{{ '[TOOL_CALLS] ' }}") == "mistral"
+    assert detect("<|python_tag|>") == "llama3_json"
+    assert detect("{{ message.content }}") == "json"
+    assert json.loads(PARIS)["city"] == "Paris"
