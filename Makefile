@@ -5,16 +5,19 @@ BIN = $(VENV)/bin
 # pip can read [dependency-groups] from 25.1 on; the version is bounded below for that.
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet
 
-.PHONY: demo test test-slow check format golden parity tensorrt clean
+.PHONY: demo test test-slow test-gpu check format golden parity tensorrt clean
 
 demo: $(VENV)/.installed  ## generate text from the bundled checkpoint
 	@$(BIN)/paddock demo
 
 test: $(VENV)/.test  ## every test that needs no GPU; live parity where torch is installed
-	@$(BIN)/python -m pytest -q -m "not slow"
+	@$(BIN)/python -m pytest -q -m "not slow and not gpu"
 
 test-slow: $(VENV)/.test  ## the slow tests too
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -m "not gpu"
+
+test-gpu: $(VENV)/.gpu  ## the tests of the cuda engine, on a machine with an NVIDIA GPU
+	@$(BIN)/python -m pytest -q -m gpu
 
 check: $(VENV)/.check  ## formatting, lint, types, import direction
 	@$(BIN)/ruff format --check .
@@ -57,4 +60,6 @@ $(VENV)/.parity: $(VENV)/.test
 
 $(VENV)/.tensorrt: $(VENV)/.test
 	@$(PIP) --group tensorrt
+$(VENV)/.gpu: $(VENV)/.test
+	@$(PIP) --editable '.[cuda]'
 	@touch $@

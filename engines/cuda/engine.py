@@ -1,0 +1,109 @@
+"""The cuda engine behind the common protocol.
+
+An engine folder holds the graph; kernels are compiled, and steps captured, over the opened weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import Any
+
+from paddock.engines.cuda.device import Device, StoredWeight
+from paddock.engines.cuda.fusion import PASSES
+from paddock.engines.cuda.lowering import lowers
+from paddock.engines.cuda.session import CUDASession
+from paddock.engines.cuda.weights import constants
+from paddock.engines.protocol import BuildError, Capabilities, StepInputs, WeightSource
+from paddock.graph import DType, Graph, GraphError
+from paddock.graph.ops import Cast, Input
+from paddock.graph.passes import run_passes
+from paddock.graph.passes.expand import expand
+from paddock.graph.serialize import from_json, to_json
+
+NAME = "cuda"
+CAPABILITIES = Capabilities(
+    dtypes=(DType.BF16, DType.F16, DType.F32),
+    quantization=(DType.I8, DType.I4),
+    cache_dtypes=("auto",),
+    gpu=True,
+)
+_STEP = tuple(field.name for field in fields(StepInputs))
+
+
+def version() -> str:
+    """CuPy's, which brings the compiler and the libraries."""
+    for name in ("cupy-cuda13x", "cupy-cuda12x", "cupy"):
+        try:
+            return f"cupy {version_of(name)}"
+        except PackageNotFoundError:
+            continue
+    return "no cupy"
+
+
+def build(graph: Graph, options: Mapping[str, Any]) -> CUDAEngine:
+    """Rewrite the graph for this engine and check that every op has a lowering. Needs no GPU."""
+    try:
+        graph = run_passes(expand(graph, NAME, lowers), PASSES)
+    except GraphError as error:
+        raise BuildError(str(error)) from error
+    for node in graph.nodes:
+        op = node.op
+        if isinstance(op, Input) and op.key not in _STEP:
+            raise BuildError(
+                f"{node.where}: the step has no array {op.key!r}; it has {', '.join(_STEP)}"
+            )
+        if isinstance(op, Cast) and DType.F32 not in (op.dtype, node.inputs[0].dtype):
+            raise BuildError(
+                f"{node.where}: the engine cuda casts to and from f32, not from"
+                f" {node.inputs[0].dtype} to {op.dtype}"
+            )
+    return CUDAEngine(graph)
+
+
+def load(folder: Path) -> CUDAEngine:
+    """The engine that `save` wrote."""
+    file = folder / "graph.json"
+    try:
+        return CUDAEngine(from_json(file.read_text("utf-8")))
+    except (OSError, UnicodeDecodeError, GraphError) as error:
+        raise BuildError(f"{file}: {error}; build the engine again") from error
+
+
+class CUDAEngine:
+    """A graph of ops that the lowering table has."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+
+    def save(self, folder: Path) -> None:
+        (folder / "graph.json").write_text(to_json(self.graph), "utf-8")
+
+    def open(
+        self, weights: WeightSource, options: Mapping[str, Any], device: Device | None = None
+    ) -> CUDASession:
+        """Bring the weights to the GPU. `options`: `block_size`, `precision`, `tuned`.
+
+        `precision` "fp8" keeps the matrices of products as e4m3 with a scale for each row, and
+        gives what is multiplied with them the same form. `tuned` is a file that remembers which
+        algorithms were fastest. `device` is the double of tests.
+        """
+        from paddock.engines.cuda.gpu import GPU
+
+        if device is None:
+            tuned = options.get("tuned")
+            device = GPU(tuned=Path(tuned) if tuned else None)
+        shrink = None
+        if options.get("precision") == "fp8":
+
+            def shrink(weight: Any, dtype: DType, key: str) -> StoredWeight | None:
+                rows, columns = weight.shape
+                fits = dtype in (DType.BF16, DType.F16) and rows % 16 == columns % 16 == 0
+                return device.fp8(weight, dtype) if fits else None
+
+        return CUDASession(
+            self.graph, constants(self.graph, weights, device, shrink), options, device
+        )

@@ -1,0 +1,378 @@
+"""One NVIDIA GPU: memory, kernels, matrix products, captured graphs. All that touches CuPy."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paddock.engines.cuda.cublaslt import CublasLt, Product, Shape, fastest
+from paddock.engines.cuda.device import Instruction, StoredWeight
+from paddock.engines.protocol import BuildError
+from paddock.graph import Array, DType
+
+KERNELS = Path(__file__).resolve().parent / "kernels"
+WORKSPACE = 64 << 20  # of cuBLASLt: what NVIDIA advises for Hopper is 32 MiB
+FLUSH = 128 << 20  # more than the cache of any GPU, written before an algorithm is timed
+CHUNK = 32 << 20  # bytes of weights that go through a pinned buffer at once
+COUNTERS = 1 << 16  # sequences x groups of heads of a step of single tokens; rows of logits
+
+
+class _Config(ctypes.Structure):
+    """CUlaunchConfig of cuda.h."""
+
+    _fields_ = (
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("shared", ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.c_void_p),
+        ("count", ctypes.c_uint),
+    )
+
+
+class _Attribute(ctypes.Structure):
+    """CUlaunchAttribute: a number, padding, and a union of 64 bytes."""
+
+    _fields_ = (("id", ctypes.c_int), ("pad", ctypes.c_int), ("value", ctypes.c_int * 16))
+
+
+_OVERLAP = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+_NUMBERS: dict[type, Any] = {
+    np.int32: ctypes.c_int32,
+    np.int64: ctypes.c_int64,
+    np.float32: ctypes.c_float,
+}
+
+
+class GPU:
+    """The device that sessions run on. `overlap`: kernels may begin before the one ahead ended."""
+
+    def __init__(self, *, overlap: bool = True, tuned: Path | None = None) -> None:
+        try:
+            import cupy
+        except ImportError as error:
+            raise BuildError(
+                f"the cuda engine needs CuPy: {error}; pip install 'paddock[cuda]'"
+            ) from error
+        self.cupy = cupy
+        try:
+            self.name = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"]
+        except cupy.cuda.runtime.CUDARuntimeError as error:
+            raise BuildError(f"the cuda engine finds no NVIDIA GPU: {error}") from error
+        self.name = self.name.decode() if isinstance(self.name, bytes) else self.name
+        self.processors = cupy.cuda.Device().attributes["MultiProcessorCount"]
+        self.capability = int(cupy.cuda.Device().compute_capability)
+        self.stream = cupy.cuda.Stream(non_blocking=True)
+        self._driver = ctypes.CDLL("libcuda.so.1")
+        self._overlap = overlap and self.capability >= 90
+        self._attribute = _Attribute(_OVERLAP, 0, (ctypes.c_int * 16)(1))
+        self.lt = CublasLt(WORKSPACE)
+        self._workspace = cupy.empty(WORKSPACE, np.uint8)
+        self._flush = cupy.empty(FLUSH, np.uint8)
+        self._products: dict[Shape, Product] = {}
+        self._tuned = _Tuned(tuned, f"{self.name} cublasLt {self.lt.version}")
+        self._pinned = [cupy.cuda.alloc_pinned_memory(CHUNK) for _ in range(2)]
+        self._pool = ThreadPoolExecutor(8, "paddock-upload")
+        self._modules: dict[tuple[Any, ...], Any] = {}
+        self._functions: dict[tuple[Any, ...], int] = {}
+        self._constants: dict[tuple[float, ...], Any] = {}
+        # Kernels leave both as they found them: 0.
+        self.counters = self.zeros((COUNTERS,), np.dtype(np.int32))
+        self.best = self.zeros((COUNTERS,), np.dtype(np.uint64))
+        self.timed: Callable[[str, float], None] | None = None  # a profile of eager steps
+
+    # --- memory -------------------------------------------------------------------------------
+
+    def memory(self) -> tuple[int, int]:
+        """Free and total bytes, with what CuPy's pool holds unused counted as free."""
+        free, total = self.cupy.cuda.runtime.memGetInfo()
+        return free + self.cupy.get_default_memory_pool().free_bytes(), total
+
+    def zeros(self, shape: Sequence[int], dtype: np.dtype[Any]) -> Any:
+        """Raises `MemoryError` where the GPU has not so much."""
+        try:
+            with self.stream:
+                return self.cupy.zeros(tuple(shape), dtype)
+        except self.cupy.cuda.memory.OutOfMemoryError as error:
+            raise MemoryError(str(error)) from error
+
+    def dense(self, stored: StoredWeight) -> Any:
+        """The matrix that integers and scales stand for."""
+        from paddock.engines.cuda.lowering import dequantize
+
+        made = self.zeros(stored.shape, stored.dtype.numpy)
+        dequantize(self, stored, made)
+        return made
+
+    def fp8(self, weight: Any, dtype: DType) -> StoredWeight:
+        """A dense matrix as e4m3 with a scale for each row."""
+        from paddock.engines.cuda.lowering import to_fp8
+
+        values = self.zeros(weight.shape, np.dtype(np.uint8))
+        scales = self.zeros(weight.shape[:1], np.dtype(np.float32))
+        to_fp8(self, weight, dtype, values, scales)
+        return StoredWeight("f8", values, scales, dtype, weight.shape)
+
+    def upload(self, array: Array, out: Any = None) -> Any:
+        """A copy on the device, through pinned buffers; the source may be memory-mapped.
+
+        The page-locked halves are filled by several threads in turn with the transfers: one thread
+        copies at a fraction of what the link takes.
+        """
+        cp = self.cupy
+        if isinstance(array, cp.ndarray):  # it is there already
+            if out is None:
+                return array
+            with self.stream:
+                out[...] = array
+            return out
+        made = self.zeros(array.shape, array.dtype) if out is None else out
+        source = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        events: list[Any] = [None, None]
+        for n, start in enumerate(range(0, source.size, CHUNK)):
+            half = n % 2
+            count = min(CHUNK, source.size - start)
+            if events[half] is not None:
+                events[half].synchronize()
+            pinned = np.frombuffer(self._pinned[half], np.uint8, count)
+            piece = max(1 << 20, -(-count // 8))
+            list(
+                self._pool.map(
+                    lambda at, pinned=pinned, start=start, piece=piece, count=count: np.copyto(
+                        pinned[at : at + piece],
+                        source[start + at : start + min(at + piece, count)],
+                    ),
+                    range(0, count, piece),
+                )
+            )
+            cp.cuda.runtime.memcpyAsync(
+                made.data.ptr + start, pinned.ctypes.data, count, 1, self.stream.ptr
+            )
+            events[half] = cp.cuda.Event(disable_timing=True)
+            events[half].record(self.stream)
+        for event in events:
+            if event is not None:
+                event.synchronize()
+        return made
+
+    def constant(self, values: tuple[float, ...]) -> Any:
+        """The same f32 array whenever it is asked for."""
+        if values not in self._constants:
+            self._constants[values] = self.upload(np.asarray(values, np.float32))
+        return self._constants[values]
+
+    def pinned(self, nbytes: int) -> Array:
+        """Page-locked host memory, which copies run from while the host goes on."""
+        memory = self.cupy.cuda.alloc_pinned_memory(nbytes)
+        return np.frombuffer(memory, np.uint8, nbytes)
+
+    def write(self, target: Any, source: Array) -> None:
+        """Enqueue a copy of page-locked bytes to the start of a device array."""
+        self.cupy.cuda.runtime.memcpyAsync(
+            target.data.ptr, source.ctypes.data, source.nbytes, 1, self.stream.ptr
+        )
+
+    def read(self, target: Array, source: Any) -> None:
+        """Enqueue a copy of a device array into page-locked memory."""
+        self.cupy.cuda.runtime.memcpyAsync(
+            target.ctypes.data, source.data.ptr, source.nbytes, 2, self.stream.ptr
+        )
+
+    def mark(self) -> Any:
+        """A point in the stream, whose `synchronize()` waits for all before it."""
+        event = self.cupy.cuda.Event(disable_timing=True)
+        event.record(self.stream)
+        return event
+
+    def cache(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+        """Blocks as kernels have them: [blocks, heads, block size, size], for one head's tokens to
+        lie together; `shape` is [blocks, block size, heads, size]."""
+        blocks, block_size, heads, size = shape
+        return self.zeros((blocks, heads, block_size, size), dtype)
+
+    def close(self) -> None:
+        self.stream.synchronize()
+        self._pool.shutdown()
+        self._products.clear()
+
+    # --- kernels ------------------------------------------------------------------------------
+
+    def function(self, source: str, name: str, **defines: int) -> int:
+        """The driver's handle of a kernel of `kernels/<source>.cu`, compiled when first asked."""
+        key = (source, name, *sorted(defines.items()))
+        if key not in self._functions:
+            module_key = (source, *sorted(defines.items()))
+            if module_key not in self._modules:
+                options = ("-std=c++17", *(f"-D{k}={v}" for k, v in defines.items()))
+                self._modules[module_key] = self.cupy.RawModule(
+                    code=_source(source), options=options, backend="nvrtc"
+                )
+            kernel = self._modules[module_key].get_function(name)
+            if source in ("attend", "few_rows", "attend_any", "quantize"):
+                kernel.max_dynamic_shared_size_bytes = 220 * 1024
+            self._functions[key] = kernel.kernel.ptr
+        return self._functions[key]
+
+    def launch(
+        self, function: int, grid: Sequence[int], block: int, *arguments: Any, shared: int = 0
+    ) -> None:
+        """Enqueue a kernel. Arguments: device arrays or addresses, None, NumPy numbers."""
+        held = [_argument(a) for a in arguments]
+        pointers = (ctypes.c_void_p * len(held))(*(ctypes.addressof(a) for a in held))
+        sizes = (*grid, 1, 1)[:3]
+        config = _Config(
+            (ctypes.c_uint * 3)(*sizes),
+            (ctypes.c_uint * 3)(block, 1, 1),
+            shared,
+            self.stream.ptr,
+            ctypes.addressof(self._attribute) if self._overlap else None,
+            1 if self._overlap else 0,
+        )
+        status = self._driver.cuLaunchKernelEx(
+            ctypes.byref(config), ctypes.c_void_p(function), pointers, None
+        )
+        if status != 0:
+            raise BuildError(f"cuLaunchKernelEx failed with status {status}")
+
+    # --- matrix products ----------------------------------------------------------------------
+
+    def matmul(
+        self,
+        shape: Shape,
+        x: Any,
+        weight: Any,
+        y: Any,
+        *,
+        bias: Any = None,
+        residual: Any = None,
+        x_scales: Any = None,
+        weight_scales: Any = None,
+    ) -> None:
+        """Enqueue a product by the algorithm that was fastest when the shape first came."""
+
+        found = self._products.get(shape)
+        product = found or self.lt.product(shape)
+
+        def run(algorithm: int | None) -> None:
+            product.run(
+                x.data.ptr,
+                weight.data.ptr,
+                y.data.ptr,
+                self._workspace.data.ptr,
+                self.stream.ptr,
+                bias=_address(bias),
+                residual=_address(residual),
+                x_scales=_address(x_scales),
+                weight_scales=_address(weight_scales),
+                algorithm=algorithm,
+            )
+
+        if found is None:
+            self._products[shape] = product
+            product.propose(8)
+            known = self._tuned.get(shape)
+            if known is not None and known < len(product.algorithms):
+                product.chosen = known
+            elif not self.stream.is_capturing():
+                self._tuned.put(shape, fastest(product, run, self._time))
+        run(None)
+
+    def _time(self, run: Callable[[], None]) -> float:
+        """Milliseconds of one run that finds nothing in the cache of the GPU: the least of three."""
+        run()
+        begin, end = self.cupy.cuda.Event(), self.cupy.cuda.Event()
+        taken = []
+        for _ in range(3):
+            with self.stream:
+                self._flush.fill(0)
+            begin.record(self.stream)
+            run()
+            end.record(self.stream)
+            end.synchronize()
+            taken.append(float(self.cupy.cuda.get_elapsed_time(begin, end)))
+        return min(taken)
+
+    # --- steps --------------------------------------------------------------------------------
+
+    def execute(self, instructions: Sequence[Instruction]) -> None:
+        """Enqueue instructions one by one."""
+        from paddock.engines.cuda.lowering import emit
+
+        for instruction in instructions:
+            if self.timed is None:
+                emit(self, instruction)
+            else:
+                begin, end = self.cupy.cuda.Event(), self.cupy.cuda.Event()
+                begin.record(self.stream)
+                emit(self, instruction)
+                end.record(self.stream)
+                end.synchronize()
+                took = float(self.cupy.cuda.get_elapsed_time(begin, end))
+                self.timed(instruction.name, took)
+
+    def capture(self, instructions: Sequence[Instruction]) -> Callable[[], None]:
+        """The same as one CUDA graph: what is returned launches it."""
+        self.stream.begin_capture()
+        try:
+            self.execute(instructions)
+        finally:
+            graph = self.stream.end_capture()
+
+        def launch() -> None:
+            graph.launch(self.stream)
+
+        return launch
+
+
+class _Tuned:
+    """Which algorithm was fastest for each shape, kept in a file for one GPU and library."""
+
+    def __init__(self, file: Path | None, machine: str) -> None:
+        self._file, self._machine = file, machine
+        self._known: dict[str, int] = {}
+        if file is not None:
+            try:
+                found = json.loads(file.read_text("utf-8"))
+                if found.get("machine") == machine:
+                    self._known = {str(k): int(v) for k, v in found["chosen"].items()}
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                self._known = {}  # absent or damaged: found anew
+
+    def get(self, shape: Shape) -> int | None:
+        return self._known.get(str(shape))
+
+    def put(self, shape: Shape, algorithm: int) -> None:
+        self._known[str(shape)] = algorithm
+        if self._file is None:
+            return
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        written = self._file.with_suffix(f".{os.getpid()}")
+        text = json.dumps({"machine": self._machine, "chosen": self._known})
+        written.write_text(text, "utf-8")
+        written.replace(self._file)
+
+
+def _address(array: Any) -> int:
+    return 0 if array is None else int(array.data.ptr)
+
+
+def _argument(value: Any) -> Any:
+    kind = _NUMBERS.get(type(value))
+    if kind is not None:
+        return kind(value.item())
+    if value is None or isinstance(value, int):
+        return ctypes.c_void_p(value or 0)
+    return ctypes.c_void_p(value.data.ptr)
+
+
+@cache
+def _source(name: str) -> str:
+    return "\n".join((KERNELS / file).read_text("utf-8") for file in ("common.cuh", f"{name}.cu"))

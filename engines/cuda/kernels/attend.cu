@@ -1,0 +1,402 @@
+// Causal attention over the paged cache with tensor cores: after FlashAttention-2 (Dao 2023,
+// arxiv.org/abs/2307.08691) and Flash-Decoding (Dao et al. 2023), keys read through the block table
+// (Kwon et al. 2023, arxiv.org/abs/2309.06180).
+//
+//   -DSIZE=n   the size of a head of q, k and v: a multiple of 16, up to 256
+//
+// T has 16 bits; a block holds 2^block_bits tokens; caches are [blocks, kv heads, block, SIZE].
+// Rows are (token, query head of one kv head), packed, so that one read of a key serves all the
+// queries that share it.
+
+const int STRIDE = SIZE + 8;  // an odd number of 16 bytes: ldmatrix meets no bank twice
+const float LOG2E = 1.4426950408889634f;
+
+__device__ __forceinline__ void copy16(T* to, const T* from, bool there) {
+  u32 at = (u32)__cvta_generic_to_shared(to);
+  int bytes = there ? 16 : 0;  // what is not read becomes zeros
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(bytes));
+}
+__device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;"); }
+template <int N> __device__ __forceinline__ void arrived() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(N));
+}
+__device__ __forceinline__ void load_matrices(u32* r, const T* from) {
+  u32 at = (u32)__cvta_generic_to_shared(from);
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at));
+}
+__device__ __forceinline__ void load_transposed(u32* r, const T* from) {
+  u32 at = (u32)__cvta_generic_to_shared(from);
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at));
+}
+__device__ __forceinline__ void multiply(float* c, const u32* a, const u32* b) {
+#if TYPE == 1
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+               "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+               "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+__device__ __forceinline__ u32 pack(float low, float high) {
+  T pair[2] = {narrow<T>(low), narrow<T>(high)};
+  return *(u32*)pair;
+}
+
+// `count` tokens from `first` on of one kv head into shared memory; from `end` on, zeros.
+template <int COUNT>
+__device__ __forceinline__ void load_tokens(
+    T* to, const T* cache, const int* blocks, int first, int end, int kv, int kv_heads,
+    int block_bits, int lane, int lanes) {
+  const int pieces = SIZE / 8;
+  for (int i = lane; i < COUNT * pieces; i += lanes) {
+    int row = i / pieces, piece = i - row * pieces, token = first + row;
+    bool there = token < end;
+    int block = there ? blocks[token >> block_bits] : 0;
+    int inside = token & ((1 << block_bits) - 1);
+    const T* from =
+        cache + (((((i64)block * kv_heads + kv) << block_bits) + inside) * SIZE + piece * 8);
+    copy16(to + row * STRIDE + piece * 8, there ? from : cache, there);
+  }
+}
+
+// Scores of 16 rows against NT x 8 tokens -> weights, with the running maximum and sum of two rows.
+// The scores' first token is `first`; rows see tokens in (position - window, position].
+template <int NT>
+__device__ __forceinline__ void soften(
+    float (*s)[4], float* peak, float* total, float* shrink, int first, const int* position,
+    float scale, int window, float soft_cap, bool mask, int lane) {
+#pragma unroll
+  for (int n = 0; n < NT; n++)
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      float y = s[n][e] * scale;
+      if (soft_cap > 0.f) y = soft_cap * tanhf(y / soft_cap);
+      y *= LOG2E;
+      if (mask) {
+        int j = first + n * 8 + (lane & 3) * 2 + (e & 1), i = position[e >> 1];
+        if (j > i || (window > 0 && j <= i - window)) y = -INFINITY;
+      }
+      s[n][e] = y;
+    }
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    float most = peak[h];
+#pragma unroll
+    for (int n = 0; n < NT; n++) most = fmaxf(most, fmaxf(s[n][2 * h], s[n][2 * h + 1]));
+    most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
+    most = fmaxf(most, __shfl_xor_sync(~0u, most, 2));
+    float base = most == -INFINITY ? 0.f : most;
+    shrink[h] = exp2f(peak[h] - base);
+    peak[h] = most;
+    float sum = 0.f;
+#pragma unroll
+    for (int n = 0; n < NT; n++) {
+      s[n][2 * h] = exp2f(s[n][2 * h] - base);
+      s[n][2 * h + 1] = exp2f(s[n][2 * h + 1] - base);
+      sum += s[n][2 * h] + s[n][2 * h + 1];
+    }
+    total[h] = total[h] * shrink[h] + sum;  // of this lane's tokens; joined at the end
+  }
+}
+
+// One step of a warp: its 16 rows against COUNT tokens that lie in shared memory.
+template <int COUNT>
+__device__ __forceinline__ void attend_tokens(
+    const T* queries, const T* keys, const T* values, float (*o)[4], float* peak, float* total,
+    int first, const int* position, float scale, int window, float soft_cap, bool mask, int lane) {
+  float s[COUNT / 8][4];
+#pragma unroll
+  for (int n = 0; n < COUNT / 8; n++) s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0.f;
+  const int matrix = lane >> 3, row = lane & 7;
+#pragma unroll
+  for (int k = 0; k < SIZE; k += 16) {
+    u32 a[4];
+    load_matrices(a, queries + ((matrix & 1) * 8 + row) * STRIDE + k + (matrix >> 1) * 8);
+#pragma unroll
+    for (int n = 0; n < COUNT / 16; n++) {
+      u32 b[4];
+      load_matrices(b, keys + (n * 16 + (matrix >> 1) * 8 + row) * STRIDE + k + (matrix & 1) * 8);
+      multiply(s[2 * n], a, b);
+      multiply(s[2 * n + 1], a, b + 2);
+    }
+  }
+  float shrink[2];
+  soften<COUNT / 8>(s, peak, total, shrink, first, position, scale, window, soft_cap, mask, lane);
+#pragma unroll
+  for (int d = 0; d < SIZE / 8; d++) {
+    o[d][0] *= shrink[0];
+    o[d][1] *= shrink[0];
+    o[d][2] *= shrink[1];
+    o[d][3] *= shrink[1];
+  }
+#pragma unroll
+  for (int k = 0; k < COUNT / 16; k++) {
+    u32 a[4] = {pack(s[2 * k][0], s[2 * k][1]), pack(s[2 * k][2], s[2 * k][3]),
+                pack(s[2 * k + 1][0], s[2 * k + 1][1]), pack(s[2 * k + 1][2], s[2 * k + 1][3])};
+#pragma unroll
+    for (int d = 0; d < SIZE / 16; d++) {
+      u32 b[4];
+      load_transposed(
+          b, values + (k * 16 + (matrix & 1) * 8 + row) * STRIDE + d * 16 + (matrix >> 1) * 8);
+      multiply(o[2 * d], a, b);
+      multiply(o[2 * d + 1], a, b + 2);
+    }
+  }
+}
+
+// Steps of any shape. A block of 4 warps takes 64 rows of one sequence (blockIdx.x counts the tiles
+// of all sequences, the last ones of a prompt first) and one kv head (blockIdx.y); keys and values
+// come 64 tokens at a time, the next ones while these are used.
+extern "C" __global__ void __launch_bounds__(128) attend_tiles(
+    const T* q, const T* key_cache, const T* value_cache, T* z, const int* sequence_starts,
+    const int* past_lengths, const int* block_table, const int* block_starts, int sequences,
+    int heads, int kv_heads, int block_bits, float scale, int window, float soft_cap) {
+  extern __shared__ uint4 shared[];
+  T* queries = (T*)shared;
+  T* keys = queries + 64 * STRIDE;
+  T* values = keys + 2 * 64 * STRIDE;
+  let_next_begin();
+  wait_for_previous();
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, kv = blockIdx.y;
+  const int sharing = heads / kv_heads;
+  // Which sequence's tile this is: every warp finds out for itself.
+  int tile = gridDim.x - 1 - blockIdx.x, before = 0, s = -1;
+  for (int base = 0; base < sequences && s < 0; base += 32) {
+    int mine = base + lane, tiles = 0;
+    if (mine < sequences)
+      tiles = ((sequence_starts[mine + 1] - sequence_starts[mine]) * sharing + 63) / 64;
+    int upto = tiles;
+#pragma unroll
+    for (int o = 1; o < 32; o <<= 1) {
+      int y = __shfl_up_sync(~0u, upto, o);
+      if (lane >= o) upto += y;
+    }
+    u32 beyond = __ballot_sync(~0u, before + upto > tile);
+    if (beyond) {
+      int l = __ffs(beyond) - 1;
+      s = base + l;
+      tile -= before + __shfl_sync(~0u, upto - tiles, l);
+    }
+    before += __shfl_sync(~0u, upto, 31);
+  }
+  if (s < 0) {
+    return;
+  }
+  const int begin = sequence_starts[s], rows = (sequence_starts[s + 1] - begin) * sharing;
+  const int past = past_lengths[s];
+  const int* blocks = block_table + block_starts[s];
+  const int first_row = tile * 64, last_row = min(rows, first_row + 64) - 1;
+  const int end = past + last_row / sharing + 1;
+  int start = window > 0 ? max(0, past + first_row / sharing - window + 1) : 0;
+  start &= ~63;
+
+  for (int i = threadIdx.x; i < 64 * (SIZE / 8); i += 128) {
+    int row = i / (SIZE / 8), piece = i - row * (SIZE / 8), at = first_row + row;
+    bool there = at < rows;
+    i64 from = there ? (i64)(begin + at / sharing) * heads + kv * sharing + at % sharing : 0;
+    copy16(queries + row * STRIDE + piece * 8, q + from * SIZE + piece * 8, there);
+  }
+  load_tokens<64>(keys, key_cache, blocks, start, end, kv, kv_heads, block_bits, threadIdx.x, 128);
+  commit();
+  load_tokens<64>(values, value_cache, blocks, start, end, kv, kv_heads, block_bits, threadIdx.x, 128);
+  commit();
+
+  float o[SIZE / 8][4], peak[2] = {-INFINITY, -INFINITY}, total[2] = {0.f, 0.f};
+#pragma unroll
+  for (int d = 0; d < SIZE / 8; d++) o[d][0] = o[d][1] = o[d][2] = o[d][3] = 0.f;
+  int position[2];
+#pragma unroll
+  for (int h = 0; h < 2; h++)
+    position[h] = past + min(first_row + warp * 16 + (lane >> 2) + 8 * h, rows - 1) / sharing;
+  const int sure = past + first_row / sharing;  // every row sees the tokens up to here
+
+  for (int at = start, stage = 0; at < end; at += 64, stage ^= 1) {
+    if (at + 64 < end) {
+      T* k = keys + (stage ^ 1) * 64 * STRIDE;
+      T* v = values + (stage ^ 1) * 64 * STRIDE;
+      load_tokens<64>(k, key_cache, blocks, at + 64, end, kv, kv_heads, block_bits, threadIdx.x, 128);
+      load_tokens<64>(v, value_cache, blocks, at + 64, end, kv, kv_heads, block_bits, threadIdx.x, 128);
+      commit();
+      arrived<1>();
+    } else {
+      arrived<0>();
+    }
+    __syncthreads();
+    bool mask = at + 63 > sure || window > 0;
+    attend_tokens<64>(queries + warp * 16 * STRIDE, keys + stage * 64 * STRIDE,
+                      values + stage * 64 * STRIDE, o, peak, total, at, position, scale, window,
+                      soft_cap, mask, lane);
+    __syncthreads();
+  }
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    float sum = total[h];
+    sum += __shfl_xor_sync(~0u, sum, 1);
+    sum += __shfl_xor_sync(~0u, sum, 2);
+    float inverse = sum > 0.f ? 1.f / sum : 0.f;
+    int row = first_row + warp * 16 + (lane >> 2) + 8 * h;
+    if (row >= rows) continue;
+    i64 to = (i64)(begin + row / sharing) * heads + kv * sharing + row % sharing;
+#pragma unroll
+    for (int d = 0; d < SIZE / 8; d++)
+      *(u32*)(z + to * SIZE + d * 8 + (lane & 3) * 2) =
+          pack(o[d][2 * h] * inverse, o[d][2 * h + 1] * inverse);
+  }
+}
+
+// Steps of one token a sequence. blockIdx.x is the sequence, blockIdx.y the kv head and 16 of its
+// query heads, blockIdx.z a share of the tokens. Each of the 4 warps goes over every fourth 16 tokens
+// of the share, STAGES of them under way, and waits for nobody but itself; then the warps' sums are
+// joined. Of several shares, the block that ends last joins all (`counters` are 0 before and after).
+const int STAGES = SIZE > 128 ? 2 : 3;
+
+extern "C" __global__ void __launch_bounds__(128) attend_singles(
+    const T* q, const T* key_cache, const T* value_cache, T* z, float* partial, float* partial_sums,
+    int* counters, const int* sequence_starts, const int* past_lengths, const int* block_table,
+    const int* block_starts, int heads, int kv_heads, int block_bits, float scale, int window,
+    float soft_cap) {
+  extern __shared__ uint4 shared[];
+  __shared__ float warp_peak[4][16], warp_total[4][16];
+  __shared__ int is_last;
+  T* queries = (T*)shared;
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, s = blockIdx.x;
+  T* keys = queries + 16 * STRIDE + warp * STAGES * 2 * 16 * STRIDE;
+  const int sharing = heads / kv_heads, tiles = (sharing + 15) / 16;
+  const int kv = blockIdx.y / tiles, first_head = kv * sharing + blockIdx.y % tiles * 16;
+  const int rows = min(16, (kv + 1) * sharing - first_head);
+  const int splits = gridDim.z, split = blockIdx.z;
+  let_next_begin();
+  wait_for_previous();
+  const int t = sequence_starts[s];
+  if (sequence_starts[s + 1] == t) {  // padding
+    return;
+  }
+  const int at_position = past_lengths[s], length = at_position + 1;
+  const int* blocks = block_table + block_starts[s];
+  int start = window > 0 ? max(0, length - window) & ~15 : 0;
+  // Shares are whole numbers of 64 tokens; how many are not empty follows from the length alone.
+  int share = ((length - start + splits - 1) / splits + 63) & ~63;
+  const int shares = (length - start + share - 1) / share;
+  if (split >= shares) {
+    return;
+  }
+  start += split * share;
+  const int end = min(length, start + share);
+
+  for (int i = threadIdx.x; i < 16 * (SIZE / 8); i += 128) {
+    int row = i / (SIZE / 8), piece = i - row * (SIZE / 8);
+    bool there = row < rows;
+    i64 from = (i64)t * heads + first_head + (there ? row : 0);
+    copy16(queries + row * STRIDE + piece * 8, q + from * SIZE + piece * 8, there);
+  }
+  const int begin = start + warp * 16;
+#pragma unroll
+  for (int i = 0; i < STAGES - 1; i++) {
+    if (begin + 64 * i < end) {
+      T* k = keys + i * 2 * 16 * STRIDE;
+      load_tokens<16>(k, key_cache, blocks, begin + 64 * i, end, kv, kv_heads, block_bits, lane, 32);
+      load_tokens<16>(k + 16 * STRIDE, value_cache, blocks, begin + 64 * i, end, kv, kv_heads,
+                      block_bits, lane, 32);
+    }
+    commit();
+  }
+  arrived<STAGES - 2>();
+  __syncthreads();  // for the queries, which all warps brought
+
+  float o[SIZE / 8][4], peak[2] = {-INFINITY, -INFINITY}, total[2] = {0.f, 0.f};
+#pragma unroll
+  for (int d = 0; d < SIZE / 8; d++) o[d][0] = o[d][1] = o[d][2] = o[d][3] = 0.f;
+  const int position[2] = {at_position, at_position};
+  int stage = 0;
+  for (int at = begin; at < end; at += 64) {
+    int next = at + 64 * (STAGES - 1), next_stage = (stage + STAGES - 1) % STAGES;
+    if (next < end) {
+      T* k = keys + next_stage * 2 * 16 * STRIDE;
+      load_tokens<16>(k, key_cache, blocks, next, end, kv, kv_heads, block_bits, lane, 32);
+      load_tokens<16>(k + 16 * STRIDE, value_cache, blocks, next, end, kv, kv_heads, block_bits,
+                      lane, 32);
+    }
+    commit();
+    arrived<STAGES - 1>();
+    __syncwarp();
+    const T* k = keys + stage * 2 * 16 * STRIDE;
+    attend_tokens<16>(queries, k, k + 16 * STRIDE, o, peak, total, at, position, scale, window,
+                      soft_cap, at + 16 > end || window > 0, lane);
+    __syncwarp();
+    stage = (stage + 1) % STAGES;
+  }
+  arrived<0>();
+
+  // Join the warps: row r of the 16 is that of lane 4 r, and of 4 (r - 8) for the second half.
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    float sum = total[h];
+    sum += __shfl_xor_sync(~0u, sum, 1);
+    sum += __shfl_xor_sync(~0u, sum, 2);
+    if ((lane & 3) == 0) {
+      warp_peak[warp][(lane >> 2) + 8 * h] = peak[h];
+      warp_total[warp][(lane >> 2) + 8 * h] = sum;
+    }
+  }
+  __syncthreads();
+  float* sums = (float*)(queries + 16 * STRIDE);  // [4 warps, 16 rows, SIZE], over the tokens
+#pragma unroll
+  for (int d = 0; d < SIZE / 8; d++)
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      float* to = sums + (warp * 16 + (lane >> 2) + 8 * h) * SIZE + d * 8 + (lane & 3) * 2;
+      to[0] = o[d][2 * h];
+      to[1] = o[d][2 * h + 1];
+    }
+  __syncthreads();
+  for (int i = threadIdx.x; i < rows * SIZE; i += 128) {
+    int row = i / SIZE, d = i - row * SIZE;
+    float most = -INFINITY, sum = 0.f, y = 0.f;
+#pragma unroll
+    for (int w = 0; w < 4; w++) most = fmaxf(most, warp_peak[w][row]);
+#pragma unroll
+    for (int w = 0; w < 4; w++) {
+      float part = exp2f(warp_peak[w][row] - most);
+      sum += warp_total[w][row] * part;
+      y += sums[(w * 16 + row) * SIZE + d] * part;
+    }
+    i64 head = (i64)t * heads + first_head + row;
+    if (shares == 1) {
+      z[head * SIZE + d] = narrow<T>(y / sum);
+    } else {
+      partial[(head * splits + split) * SIZE + d] = y;
+      if (d == 0) {
+        partial_sums[(head * splits + split) * 2] = most;
+        partial_sums[(head * splits + split) * 2 + 1] = sum;
+      }
+    }
+  }
+  if (shares == 1) return;
+  __threadfence();
+  __syncthreads();
+  int* counter = counters + s * gridDim.y + blockIdx.y;
+  if (threadIdx.x == 0) is_last = atomicAdd(counter, 1) == shares - 1;
+  __syncthreads();
+  if (!is_last) return;
+  if (threadIdx.x == 0) *counter = 0;
+  __threadfence();
+  for (int i = threadIdx.x; i < rows * SIZE; i += 128) {
+    int row = i / SIZE, d = i - row * SIZE;
+    i64 head = (i64)t * heads + first_head + row;
+    const float* about = partial_sums + head * splits * 2;
+    float most = -INFINITY, sum = 0.f, y = 0.f;
+    for (int p = 0; p < shares; p++) most = fmaxf(most, about[2 * p]);
+    for (int p = 0; p < shares; p++) {
+      float part = exp2f(about[2 * p] - most);
+      sum += about[2 * p + 1] * part;
+      y += partial[(head * splits + p) * SIZE + d] * part;
+    }
+    z[head * SIZE + d] = narrow<T>(y / sum);
+  }
+}

@@ -1,0 +1,72 @@
+// Queries, keys and values of new tokens: normed and turned by their positions where asked; keys
+// and values go into their cache blocks [blocks, kv heads, block size, head size], queries into z.
+//
+// One warp a head; a block has 8 warps, blockIdx.x is the token. Rows of q, k and v are `stride`
+// elements apart, so that the three may lie side by side in one row of a fused projection. q may be
+// null: then only keys and values are stored, as they are.
+
+__device__ __forceinline__ void head_row(
+    const T* x, T* z, float* held, int size, const T* norm, float eps, const float* cosines,
+    const float* sines, int rotated, int interleaved, int lane) {
+  float squares = 0.f;
+  for (int i = lane; i < size; i += 32) {
+    float y = wide(x[i]);
+    held[i] = y;
+    squares += y * y;
+  }
+  __syncwarp();
+  if (norm) {
+    float inverse = rsqrtf(warp_sum(squares) / size + eps);
+    for (int i = lane; i < size; i += 32)
+      held[i] = wide(narrow<T>(held[i] * inverse * wide(norm[i])));
+    __syncwarp();
+  }
+  int half = rotated / 2;
+  for (int i = lane; i < size; i += 32) {
+    float y = held[i];
+    if (i < rotated) {
+      int pair = interleaved ? i / 2 : i % half;
+      bool first = interleaved ? i % 2 == 0 : i < half;
+      float other = held[interleaved ? i ^ 1 : (first ? i + half : i - half)];
+      float c = cosines[pair], s = sines[pair];
+      y = first ? y * c - other * s : y * c + other * s;
+    }
+    z[i] = narrow<T>(y);
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(256) store(
+    const T* q, const T* k, const T* v, i64 q_stride, i64 k_stride, i64 v_stride, const T* q_norm,
+    const T* k_norm, float eps, const float* cosines, const float* sines, int rotated,
+    int interleaved, T* z, T* key_cache, T* value_cache, const int* sequence_starts,
+    const int* past_lengths, const int* block_table, const int* block_starts, int sequences,
+    int heads, int kv_heads, int size, int value_size, int block_size) {
+  extern __shared__ float room[];
+  let_next_begin();
+  wait_for_previous();
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, t = blockIdx.x;
+  const int queries = q ? heads : 0;
+  const int head = blockIdx.y * 8 + warp;
+  float* held = room + warp * max(size, value_size);
+  int s = sequence_of(sequence_starts, sequences, t);
+  const float* cos_row = rotated ? cosines + (i64)t * rotated : nullptr;
+  const float* sin_row = rotated ? sines + (i64)t * rotated : nullptr;
+  if (s >= 0 && head < queries) {
+    head_row(q + t * q_stride + head * size, z + ((i64)t * heads + head) * size, held, size, q_norm,
+             eps, cos_row, sin_row, rotated, interleaved, lane);
+  } else if (s >= 0 && head < queries + 2 * kv_heads) {
+    int position = past_lengths[s] + t - sequence_starts[s];
+    i64 block = block_table[block_starts[s] + position / block_size];
+    int inside = position % block_size, kv = head - queries;
+    if (kv < kv_heads) {
+      T* to = key_cache + ((block * kv_heads + kv) * block_size + inside) * size;
+      head_row(k + t * k_stride + kv * size, to, held, size, k_norm, eps, cos_row, sin_row, rotated,
+               interleaved, lane);
+    } else {
+      kv -= kv_heads;
+      T* to = value_cache + ((block * kv_heads + kv) * block_size + inside) * value_size;
+      head_row(v + t * v_stride + kv * value_size, to, held, value_size, nullptr, eps, nullptr,
+               nullptr, 0, 0, lane);
+    }
+  }
+}

@@ -1,0 +1,769 @@
+"""How each op becomes kernels and library calls: one function an op, and its scratch memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil, prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from paddock.engines.cuda.choose import ChooseTokens, FillIn
+from paddock.engines.cuda.cublaslt import Shape
+from paddock.engines.cuda.device import Instruction, StoredWeight
+from paddock.engines.cuda.fused import FusedLinear, Gated, ProjectedAttention
+from paddock.graph import DType, Op
+from paddock.graph import ops as F
+from paddock.graph.ops import ACTIVATIONS
+from paddock.graph.tensor import TensorType
+
+if TYPE_CHECKING:
+    from paddock.engines.cuda.gpu import GPU
+
+Room = tuple[tuple[int, ...], np.dtype[Any]]  # shape and type of a piece of scratch memory
+
+FEW_ROWS = 4  # up to here a product is one pass over the weight by a kernel of ours
+PROCESSORS = 132  # of a Hopper GPU; other numbers change how finely attention is cut, no more
+MAX_SPLITS = 32
+NUMBER = {kind: i for i, kind in enumerate(ACTIVATIONS)}
+TYPE = {DType.F32: 0, DType.F16: 1, DType.BF16: 2}
+FORMATS = {"f8": 1, "i8": 2, "i4": 3}
+_BYTE, _FLOAT = np.dtype(np.uint8), np.dtype(np.float32)
+
+
+@dataclass(frozen=True)
+class Sized:
+    """What decides about an op's kernels: its operands with all sizes known."""
+
+    op: Op
+    types: tuple[TensorType, ...]
+    weight: StoredWeight | None  # of a product, where it is not dense
+    singles: bool
+
+
+Emit = Callable[["GPU", Instruction], None]
+
+
+def scratch(sized: Sized) -> list[Room]:
+    """The memory that an op needs beside operands and results."""
+    need = SCRATCH.get(type(sized.op))
+    return [] if need is None else need(sized)
+
+
+def emit(gpu: GPU, instruction: Instruction) -> None:
+    """Enqueue one instruction."""
+    own = TABLE.get(type(instruction.op))
+    if own is None:
+        own = instruction.op.lowerings["cuda"]
+    own(gpu, instruction)
+
+
+def lowers(op: Op) -> bool:
+    """Whether the table below has the op, or a pass or the program takes care of it."""
+    kinds = F.Source | F.Fill | F.Dequantize | F.Linear | F.Reshape
+    return type(op) in TABLE or isinstance(op, kinds)
+
+
+# --- products -------------------------------------------------------------------------------------
+
+
+def _sized(instruction: Instruction) -> Sized:
+    weight = instruction.inputs[1]
+    stored = weight if isinstance(weight, StoredWeight) else None
+    types = tuple(
+        TensorType(t.dtype, tuple(a.shape)) if not isinstance(a, StoredWeight) else t
+        for t, a in zip(instruction.types, instruction.inputs, strict=True)
+    )
+    return Sized(instruction.op, types, stored, instruction.singles)
+
+
+def in_few_rows(sized: Sized) -> bool:
+    """Whether `few_rows.cu` takes the product."""
+    x, weight = sized.types[:2]
+    rows, inputs, outputs = x.size(0), x.size(1), weight.size(0)
+    if rows > FEW_ROWS or x.dtype not in (DType.F16, DType.BF16):
+        return False
+    if _padded_rows(rows) * inputs * 2 > 200 * 1024 or outputs < 2 or inputs % 8:
+        return False
+    stored = sized.weight
+    if stored is None:
+        return weight.dtype is x.dtype
+    per = {"f8": 16, "i8": 16, "i4": 32}[stored.kind]
+    if inputs % per:
+        return False
+    return stored.kind == "f8" or inputs // stored.scales.shape[1] % per == 0
+
+
+def _padded_rows(rows: int) -> int:
+    return 1 << (rows - 1).bit_length()
+
+
+def _linear_scratch(sized: Sized) -> list[Room]:
+    """In this order, if needed: what goes in, its scales, the dense weight, a gate's halves."""
+    linear = sized.op
+    assert isinstance(linear, FusedLinear)
+    if in_few_rows(sized):
+        return []
+    x, weight = sized.types[:2]
+    rows, inputs, outputs = x.size(0), x.size(1), weight.size(0)
+    rooms: list[Room] = []
+    stored = sized.weight
+    if stored is not None and stored.kind == "f8":
+        rooms += [((rows, inputs), _BYTE), ((rows,), _FLOAT)]
+    else:
+        if linear.norm_eps is not None:
+            rooms.append(((rows, inputs), x.dtype.numpy))
+        if stored is not None:
+            rooms.append(((outputs, inputs), x.dtype.numpy))
+    if linear.gate is not None:
+        rooms.append(((rows, outputs), x.dtype.numpy))
+    return rooms
+
+
+def _linear(gpu: GPU, i: Instruction) -> None:
+    linear, sized = i.op, _sized(i)
+    assert isinstance(linear, FusedLinear)
+    x, weight, *rest = i.inputs
+    norm = rest.pop(0) if linear.norm_eps is not None else None
+    bias = rest.pop(0) if linear.bias else None
+    residual = rest.pop(0) if linear.residual else None
+    (y,) = i.outputs
+    dtype = sized.types[0].dtype
+    rows, inputs = x.shape
+    outputs = weight.shape[0]
+    eps = linear.norm_eps or 0.0
+    if in_few_rows(sized):
+        stored = sized.weight
+        padded = _padded_rows(rows)
+        made = outputs // 2 if linear.gate is not None else outputs
+        warps = made if linear.gate is not None else ceil(outputs / 2)
+        gpu.launch(
+            gpu.function(
+                "few_rows",
+                "few_rows",
+                TYPE=TYPE[dtype],
+                ROWS=padded,
+                FORMAT=0 if stored is None else FORMATS[stored.kind],
+            ),
+            (ceil(warps / 8),),
+            256,
+            x,
+            weight if stored is None else stored.values,
+            None if stored is None else stored.scales,
+            norm,
+            np.float32(eps),
+            bias,
+            residual,
+            y,
+            np.int32(rows),
+            np.int32(outputs),
+            np.int32(inputs),
+            np.int32(1 if stored is None else stored.scales.size // outputs),
+            np.int32(-1 if linear.gate is None else NUMBER[linear.gate]),
+            np.int32(linear.dtype is DType.F32 and dtype is not DType.F32),
+            shared=padded * inputs * 2,
+        )
+        return
+    rooms = list(i.scratch)
+    result = DType.F32 if linear.dtype is DType.F32 else dtype
+    target = y
+    if linear.gate is not None:
+        target, result = rooms[-1], dtype
+    shape = Shape(
+        rows,
+        outputs,
+        inputs,
+        dtype,
+        result,
+        bias=bias is not None,
+        residual=residual is not None,
+        fp8=sized.weight is not None and sized.weight.kind == "f8",
+    )
+    if shape.fp8:
+        assert sized.weight is not None
+        if norm is not None:
+            gpu.launch(
+                gpu.function("quantize", "rms_norm_to_fp8", TYPE=TYPE[dtype]),
+                (rows,),
+                _block(inputs),
+                x,
+                norm,
+                rooms[0],
+                rooms[1],
+                np.int32(inputs),
+                np.float32(eps),
+                shared=inputs * 4,
+            )
+        else:
+            gpu.launch(
+                gpu.function("quantize", "rows_to_fp8", TYPE=TYPE[dtype]),
+                (rows,),
+                _block(inputs),
+                x,
+                rooms[0],
+                rooms[1],
+                np.int32(inputs),
+            )
+        gpu.matmul(
+            shape,
+            rooms[0],
+            sized.weight.values,
+            target,
+            bias=bias,
+            residual=residual,
+            x_scales=rooms[1],
+            weight_scales=sized.weight.scales,
+        )
+    else:
+        if norm is not None:
+            _rms(gpu, x, norm, rooms[0], dtype, eps)
+            x = rooms.pop(0)
+        if sized.weight is not None:
+            dequantize(gpu, sized.weight, rooms[0])
+            weight = rooms.pop(0)
+        gpu.matmul(shape, x, weight, target, bias=bias, residual=residual)
+    if linear.gate is not None:
+        _gate(gpu, target, y, dtype, linear.gate)
+
+
+def dequantize(gpu: GPU, stored: StoredWeight, out: Any) -> None:
+    """i8 or i4 to the dense matrix `out`."""
+    rows, columns = stored.shape
+    gpu.launch(
+        gpu.function("quantize", "dequantize", TYPE=TYPE[stored.dtype]),
+        (min(ceil(rows * columns / 512), 32 * gpu.processors),),
+        256,
+        stored.values,
+        stored.scales,
+        out,
+        np.int64(rows),
+        np.int64(columns),
+        np.int64(stored.scales.shape[1]),
+        np.int32(4 if stored.kind == "i4" else 8),
+    )
+
+
+def to_fp8(gpu: GPU, weight: Any, dtype: DType, values: Any, scales: Any) -> None:
+    """A dense matrix to e4m3 (as u8) with an f32 scale for each row."""
+    rows, columns = weight.shape
+    gpu.launch(
+        gpu.function("quantize", "rows_to_fp8", TYPE=TYPE[dtype]),
+        (rows,),
+        256,
+        weight,
+        values,
+        scales,
+        np.int32(columns),
+    )
+
+
+# --- attention ------------------------------------------------------------------------------------
+
+
+def _with_tensor_cores(dtype: DType, size: int, value_size: int) -> bool:
+    if dtype not in (DType.F16, DType.BF16) or size != value_size:
+        return False
+    return size % 16 == 0 and size <= 256
+
+
+def splits(sequences: int, groups: int) -> int:
+    """Into how many shares a sequence's tokens are cut, so that every processor has some."""
+    return max(1, min(MAX_SPLITS, 4 * PROCESSORS // (sequences * groups)))
+
+
+def _singles_scratch(tokens: int, heads: int, kv_heads: int, size: int) -> list[Room]:
+    shares = splits(tokens, kv_heads * ceil(heads // kv_heads / 16))
+    if shares == 1:
+        return []
+    return [((tokens, heads, shares, size), _FLOAT), ((tokens, heads, shares, 2), _FLOAT)]
+
+
+def _projected_scratch(sized: Sized) -> list[Room]:
+    a, qkv = sized.op, sized.types[0]
+    assert isinstance(a, ProjectedAttention)
+    tokens = qkv.size(0)
+    rooms: list[Room] = [((tokens, a.heads, a.size), qkv.dtype.numpy)]
+    if sized.singles and _with_tensor_cores(qkv.dtype, a.size, a.value_size):
+        rooms += _singles_scratch(tokens, a.heads, a.kv_heads, a.size)
+    return rooms
+
+
+def _attention_scratch(sized: Sized) -> list[Room]:
+    q, k, v = sized.types[:3]
+    if sized.singles and _with_tensor_cores(q.dtype, q.size(2), v.size(2)):
+        return _singles_scratch(q.size(0), q.size(1), k.size(1), q.size(2))
+    return []
+
+
+def _projected(gpu: GPU, i: Instruction) -> None:
+    a, dtype = i.op, i.types[0].dtype
+    assert isinstance(a, ProjectedAttention)
+    qkv, *rest = i.inputs
+    q_norm, k_norm = (rest.pop(0), rest.pop(0)) if a.norm_eps is not None else (None, None)
+    cos, sin = (rest.pop(0), rest.pop(0)) if a.turned else (None, None)
+    q = i.scratch[0]
+    q_width, k_width, _ = a.widths
+    width, address, item = qkv.shape[1], qkv.data.ptr, qkv.itemsize
+    places = (address, address + q_width * item, address + (q_width + k_width) * item)
+    _store(
+        gpu,
+        dtype,
+        places,
+        (width, width, width),
+        (q_norm, k_norm, a.norm_eps or 0.0),
+        (cos, sin, a.interleaved),
+        q,
+        rest,
+        (a.heads, a.kv_heads, a.size, a.value_size),
+    )
+    _attend(gpu, i, dtype, q, rest, i.scratch[1:], a.kv_heads, a)
+
+
+def _attention(gpu: GPU, i: Instruction) -> None:
+    a, dtype = i.op, i.types[0].dtype
+    assert isinstance(a, F.Attention)
+    q, k, v, *rest = i.inputs
+    heads, size = q.shape[1:]
+    kv_heads, value_size = v.shape[1:]
+    _store(
+        gpu,
+        dtype,
+        (None, k.data.ptr, v.data.ptr),
+        (0, kv_heads * size, kv_heads * value_size),
+        (None, None, 0.0),
+        (None, None, False),
+        None,
+        rest,
+        (heads, kv_heads, size, value_size),
+        tokens=q.shape[0],
+    )
+    _attend(gpu, i, dtype, q, rest, i.scratch, kv_heads, a)
+
+
+def _store(
+    gpu: GPU,
+    dtype: DType,
+    places: tuple[int | None, int, int],
+    strides: tuple[int, int, int],
+    norm: tuple[Any, Any, float],
+    angles: tuple[Any, Any, bool],
+    q: Any,
+    rest: Sequence[Any],
+    sizes: tuple[int, int, int, int],
+    tokens: int | None = None,
+) -> None:
+    key_cache, value_cache, starts, past, table, block_starts = rest
+    heads, kv_heads, size, value_size = sizes
+    q_norm, k_norm, eps = norm
+    cos, sin, interleaved = angles
+    stored = (heads if q is not None else 0) + 2 * kv_heads
+    gpu.launch(
+        gpu.function("store", "store", TYPE=TYPE[dtype]),
+        (q.shape[0] if tokens is None else tokens, ceil(stored / 8)),
+        256,
+        *places,
+        *(np.int64(s) for s in strides),
+        q_norm,
+        k_norm,
+        np.float32(eps),
+        cos,
+        sin,
+        np.int32(0 if cos is None else cos.shape[1]),
+        np.int32(interleaved),
+        q,
+        key_cache,
+        value_cache,
+        starts,
+        past,
+        table,
+        block_starts,
+        np.int32(past.shape[0]),
+        np.int32(heads),
+        np.int32(kv_heads),
+        np.int32(size),
+        np.int32(value_size),
+        np.int32(key_cache.shape[2]),
+        shared=8 * max(size, value_size) * 4,
+    )
+
+
+def _attend(
+    gpu: GPU,
+    i: Instruction,
+    dtype: DType,
+    q: Any,
+    rest: Sequence[Any],
+    rooms: Sequence[Any],
+    kv_heads: int,
+    a: F.Attention | ProjectedAttention,
+) -> None:
+    key_cache, value_cache, starts, past, table, block_starts = rest
+    (z,) = i.outputs
+    tokens, heads, size = q.shape
+    value_size, block_size, sequences = z.shape[2], key_cache.shape[2], past.shape[0]
+    rule = (np.float32(a.scale), np.int32(a.window or 0), np.float32(a.soft_cap or 0.0))
+    steps = (starts, past, table, block_starts)
+    slopes = a.alibi if isinstance(a, F.Attention) else None
+    fits = block_size & (block_size - 1) == 0 and slopes is None
+    if not (_with_tensor_cores(dtype, size, value_size) and fits):
+        gpu.launch(
+            gpu.function("attend_any", "attend_any", TYPE=TYPE[dtype]),
+            (tokens, heads),
+            128,
+            q,
+            key_cache,
+            value_cache,
+            z,
+            *steps,
+            *(np.int32(n) for n in (sequences, heads, kv_heads, size, value_size, block_size)),
+            *rule,
+            None if slopes is None else gpu.constant(slopes),
+            shared=(size + value_size) * 4,
+        )
+        return
+    sharing, stride = heads // kv_heads, (size + 8) * 2
+    bits = np.int32(block_size.bit_length() - 1)
+    if i.singles:
+        groups = kv_heads * ceil(sharing / 16)
+        stages = 2 if size > 128 else 3
+        gpu.launch(
+            gpu.function("attend", "attend_singles", TYPE=TYPE[dtype], SIZE=size),
+            (sequences, groups, splits(sequences, groups)),
+            128,
+            q,
+            key_cache,
+            value_cache,
+            z,
+            *(rooms or (None, None)),
+            gpu.counters,
+            *steps,
+            np.int32(heads),
+            np.int32(kv_heads),
+            bits,
+            *rule,
+            shared=(16 + 4 * stages * 2 * 16) * stride,
+        )
+    else:
+        gpu.launch(
+            gpu.function("attend", "attend_tiles", TYPE=TYPE[dtype], SIZE=size),
+            (ceil(tokens * sharing / 64) + sequences, kv_heads),
+            128,
+            q,
+            key_cache,
+            value_cache,
+            z,
+            *steps,
+            np.int32(sequences),
+            np.int32(heads),
+            np.int32(kv_heads),
+            bits,
+            *rule,
+            shared=(64 + 4 * 64) * stride,
+        )
+
+
+# --- the rest -------------------------------------------------------------------------------------
+
+
+def _block(size: int) -> int:
+    """Threads for a row of so many elements."""
+    return max(32, min(1024, ceil(size / 8 / 32) * 32))
+
+
+def _grid(gpu: GPU, elements: int) -> tuple[int]:
+    return (max(1, min(ceil(elements / 256), 8 * gpu.processors)),)
+
+
+def _rms(gpu: GPU, x: Any, weight: Any, y: Any, dtype: DType, eps: float) -> None:
+    size = x.shape[-1]
+    gpu.launch(
+        gpu.function("norm", "rms_norm", TYPE=TYPE[dtype]),
+        (x.size // size,),
+        _block(size),
+        x,
+        weight,
+        y,
+        np.int32(size),
+        np.float32(eps),
+        np.int32(size % 8 == 0),
+    )
+
+
+def _gate(gpu: GPU, x: Any, y: Any, dtype: DType, kind: str) -> None:
+    rows, inner = y.shape
+    gpu.launch(
+        gpu.function("elementwise", "gated", TYPE=TYPE[dtype]),
+        (max(1, min(ceil(rows * inner / 8 / 256), 16 * gpu.processors)),),
+        256,
+        x,
+        y,
+        np.int64(rows),
+        np.int64(inner),
+        np.int32(NUMBER[kind]),
+        np.int32(inner % 8 == 0),
+    )
+
+
+def _rms_norm(gpu: GPU, i: Instruction) -> None:
+    assert isinstance(i.op, F.RMSNorm)
+    _rms(gpu, i.inputs[0], i.inputs[1], i.outputs[0], i.types[0].dtype, i.op.eps)
+
+
+def _layer_norm(gpu: GPU, i: Instruction) -> None:
+    assert isinstance(i.op, F.LayerNorm)
+    x, weight, *bias = i.inputs
+    size = x.shape[-1]
+    gpu.launch(
+        gpu.function("norm", "layer_norm", TYPE=TYPE[i.types[0].dtype]),
+        (x.size // size,),
+        _block(size),
+        x,
+        weight,
+        bias[0] if bias else None,
+        i.outputs[0],
+        np.int32(size),
+        np.float32(i.op.eps),
+    )
+
+
+def _gated(gpu: GPU, i: Instruction) -> None:
+    assert isinstance(i.op, Gated)
+    _gate(gpu, i.inputs[0], i.outputs[0], i.types[0].dtype, i.op.kind)
+
+
+def _combine(multiply: bool) -> Emit:
+    def emit_one(gpu: GPU, i: Instruction) -> None:
+        x, y = i.inputs
+        gpu.launch(
+            gpu.function("elementwise", "combine", TYPE=TYPE[i.types[0].dtype]),
+            _grid(gpu, x.size),
+            256,
+            x,
+            y,
+            i.outputs[0],
+            np.int64(x.size),
+            np.int64(y.size),
+            np.int32(multiply),
+        )
+
+    return emit_one
+
+
+def _scale(gpu: GPU, i: Instruction) -> None:
+    assert isinstance(i.op, F.Scale)
+    x = i.inputs[0]
+    gpu.launch(
+        gpu.function("elementwise", "scale", TYPE=TYPE[i.types[0].dtype]),
+        _grid(gpu, x.size),
+        256,
+        x,
+        i.outputs[0],
+        np.int64(x.size),
+        np.float32(i.op.factor),
+    )
+
+
+def _clamp(gpu: GPU, i: Instruction) -> None:
+    assert isinstance(i.op, F.Clamp)
+    x = i.inputs[0]
+    gpu.launch(
+        gpu.function("elementwise", "clamp", TYPE=TYPE[i.types[0].dtype]),
+        _grid(gpu, x.size),
+        256,
+        x,
+        i.outputs[0],
+        np.int64(x.size),
+        np.float32(i.op.low),
+        np.float32(i.op.high),
+    )
+
+
+def _activation(gpu: GPU, i: Instruction) -> None:
+    assert isinstance(i.op, F.Activation)
+    x = i.inputs[0]
+    gpu.launch(
+        gpu.function("elementwise", "activation", TYPE=TYPE[i.types[0].dtype]),
+        _grid(gpu, x.size),
+        256,
+        x,
+        i.outputs[0],
+        np.int64(x.size),
+        np.int32(NUMBER[i.op.kind]),
+    )
+
+
+def _cast(gpu: GPU, i: Instruction) -> None:
+    assert isinstance(i.op, F.Cast)
+    x, source, target = i.inputs[0], i.types[0].dtype, i.op.dtype
+    name, narrow = ("to_f32", source) if target is DType.F32 else ("from_f32", target)
+    gpu.launch(
+        gpu.function("elementwise", name, TYPE=TYPE[narrow]),
+        _grid(gpu, x.size),
+        256,
+        x,
+        i.outputs[0],
+        np.int64(x.size),
+    )
+
+
+def _columns(gpu: GPU, x: Any, y: Any, size: int, x_from: int, y_to: int) -> None:
+    """Copy `size` columns of the last axis."""
+    rows, item = x.size // x.shape[-1], x.itemsize
+    gpu.launch(
+        gpu.function("elementwise", "copy_columns", TYPE=0),
+        _grid(gpu, rows * size * item),
+        256,
+        x,
+        y,
+        *(
+            np.int64(n)
+            for n in (
+                rows,
+                size * item,
+                x.shape[-1] * item,
+                x_from * item,
+                y.shape[-1] * item,
+                y_to * item,
+            )
+        ),
+    )
+
+
+def _split(gpu: GPU, i: Instruction) -> None:
+    at = 0
+    for y in i.outputs:
+        _columns(gpu, i.inputs[0], y, y.shape[-1], at, 0)
+        at += y.shape[-1]
+
+
+def _concat(gpu: GPU, i: Instruction) -> None:
+    at = 0
+    for x in i.inputs:
+        _columns(gpu, x, i.outputs[0], x.shape[-1], 0, at)
+        at += x.shape[-1]
+
+
+def _gather(gpu: GPU, i: Instruction) -> None:
+    x, rows = i.inputs
+    (y,) = i.outputs
+    nbytes = prod(x.shape[1:]) * x.itemsize
+    gpu.launch(
+        gpu.function("elementwise", "gather", TYPE=0),
+        (rows.shape[0],),
+        _block(nbytes),
+        x,
+        rows,
+        y,
+        np.int64(nbytes),
+        np.int64(x.shape[0]),
+        np.int32(i.types[1].dtype is DType.I64),
+        np.int32(16 if nbytes % 16 == 0 else 2),
+    )
+
+
+def _rotary_angles(gpu: GPU, i: Instruction) -> None:
+    assert isinstance(i.op, F.RotaryAngles)
+    positions = i.inputs[0]
+    pairs = len(i.op.frequencies)
+    gpu.launch(
+        gpu.function("elementwise", "rotary_angles", TYPE=0),
+        _grid(gpu, positions.size * pairs),
+        256,
+        positions,
+        gpu.constant(i.op.frequencies),
+        *i.outputs,
+        np.int32(positions.size),
+        np.int32(pairs),
+        np.float32(i.op.factor),
+        np.int32(i.types[0].dtype is DType.I64),
+    )
+
+
+def _rotary(gpu: GPU, i: Instruction) -> None:
+    assert isinstance(i.op, F.Rotary)
+    x, cos, sin = i.inputs
+    tokens, heads, size = x.shape
+    gpu.launch(
+        gpu.function("elementwise", "rotary", TYPE=TYPE[i.types[0].dtype]),
+        (tokens,),
+        256,
+        x,
+        cos,
+        sin,
+        i.outputs[0],
+        np.int32(heads),
+        np.int32(size),
+        np.int32(cos.shape[1]),
+        np.int32(i.op.interleaved),
+    )
+
+
+def _choose(gpu: GPU, i: Instruction) -> None:
+    logits, temperatures, top_ks, top_ps, min_ps, chances, slots, last_tokens = i.inputs
+    rows, vocabulary = logits.shape
+    gpu.launch(
+        gpu.function("sample", "likeliest", TYPE=0),
+        (max(1, min(ceil(vocabulary / 2048), ceil(4 * PROCESSORS / rows))), rows),
+        256,
+        logits,
+        gpu.best,
+        np.int32(vocabulary),
+    )
+    gpu.launch(
+        gpu.function("sample", "choose", TYPE=0),
+        (rows,),
+        1024,
+        logits,
+        gpu.best,
+        temperatures,
+        top_ks,
+        top_ps,
+        min_ps,
+        chances,
+        slots,
+        i.outputs[0],
+        last_tokens,
+        np.int32(vocabulary),
+    )
+
+
+def _fill_in(gpu: GPU, i: Instruction) -> None:
+    token_ids, last_tokens = i.inputs
+    gpu.launch(
+        gpu.function("sample", "fill_in", TYPE=0),
+        (ceil(token_ids.size / 256),),
+        256,
+        token_ids,
+        last_tokens,
+        np.int32(token_ids.size),
+    )
+
+
+TABLE: Mapping[type[Op], Emit] = {
+    ChooseTokens: _choose,
+    F.Activation: _activation,
+    F.Add: _combine(multiply=False),
+    F.Attention: _attention,
+    F.Cast: _cast,
+    F.Clamp: _clamp,
+    F.Concat: _concat,
+    F.Gather: _gather,
+    F.LayerNorm: _layer_norm,
+    F.Mul: _combine(multiply=True),
+    F.RMSNorm: _rms_norm,
+    F.Rotary: _rotary,
+    F.RotaryAngles: _rotary_angles,
+    F.Scale: _scale,
+    F.Split: _split,
+    FillIn: _fill_in,
+    FusedLinear: _linear,
+    Gated: _gated,
+    ProjectedAttention: _projected,
+}
+
+SCRATCH: Mapping[type[Op], Callable[[Sized], list[Room]]] = {
+    F.Attention: _attention_scratch,
+    FusedLinear: _linear_scratch,
+    ProjectedAttention: _projected_scratch,
+}

@@ -1,0 +1,229 @@
+"""An opened engine: weights, cache, and a captured graph for each size of step."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from paddock.engines.cuda.buckets import Bucket, Buckets
+from paddock.engines.cuda.choose import CHOICE_TYPES, Choices, ChooseTokens, FillIn
+from paddock.engines.cuda.device import Device, Event, Instruction
+from paddock.engines.cuda.program import Program
+from paddock.engines.cuda.step_layout import StepLayout
+from paddock.engines.protocol import BuildError, StepInputs
+from paddock.graph import Array, DType, Graph
+from paddock.graph.ops import CacheBlocks, Input
+from paddock.graph.tensor import ROWS, TOKENS, TensorType, fixed
+
+BLOCK_SIZE = 64
+CAPTURED_TOKENS = 1024  # of a mixed step; larger ones hide the host's work behind the GPU's
+SLOTS = 4096
+MAX_ROWS = 1 << 16  # of logits in a step
+IN_FLIGHT = 2
+
+
+@dataclass
+class _Bound:
+    """A bucket's instructions over their arrays, and how they are started."""
+
+    layout: StepLayout
+    instructions: list[Instruction]
+    logits: Any
+    runs: int = 0
+    launch: Callable[[], None] | None = None
+
+
+@dataclass
+class _Flight:
+    """A step that was enqueued, and where its result will be."""
+
+    event: Event
+    buffer: Array
+    rows: int
+
+
+class CUDASession:
+    """Implements `paddock.engines.protocol.Session`. `options`: `block_size`, tokens in a block.
+
+    Work goes to the device in order, and nothing waits for it but `collect` and `run`: a step may
+    be launched while the one before runs, and read from the device what that one chose.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        constants: Mapping[Any, Any],
+        options: Mapping[str, Any],
+        device: Device,
+    ) -> None:
+        self.device = device
+        self.block_size = int(options.get("block_size") or BLOCK_SIZE)
+        self.vocab_size = graph.outputs[0].type.size(-1)
+        self._program = Program(graph, constants)
+        self._caches = [op for n in graph.find(CacheBlocks) if isinstance(op := n.op, CacheBlocks)]
+        self.block_bytes = sum(
+            self.block_size * prod(fixed(op.shape[2:])) * op.dtype.numpy.itemsize
+            for op in self._caches
+        )
+        self.state_bytes = 0
+        self._inputs = [op for n in self._program.inputs if isinstance(op := n.op, Input)]
+        self._buckets = Buckets(1024, 1 << 20)
+        self._bound: dict[Bucket, _Bound] = {}
+        self._table = 4096
+        self._cache: dict[str, Any] = {}
+        self._arena = device.zeros((1 << 20,), np.dtype(np.uint8))
+        self._staging = device.zeros((1 << 16,), np.dtype(np.uint8))
+        self._last_tokens = device.zeros((SLOTS,), np.dtype(np.int32))
+        self._tokens = device.zeros((MAX_ROWS,), np.dtype(np.int32))
+        # One more than steps in flight: a buffer is written again only after its copy was made.
+        self._host: deque[tuple[Array, Event | None]] = deque(
+            (device.pinned(self._staging.nbytes), None) for _ in range(IN_FLIGHT + 1)
+        )
+        self._flights: deque[_Flight] = deque()
+        self._free_results: dict[int, list[Array]] = {}
+
+    def allocate_cache(self, blocks: int, slots: int = 1) -> None:
+        self._finish_all()
+        self._cache.clear()
+        self._bound.clear()
+        for op in self._caches:
+            shape = (blocks, self.block_size, *fixed(op.shape[2:]))
+            self._cache[op.key] = self.device.cache(shape, op.dtype.numpy)
+
+    @property
+    def steps_in_flight(self) -> int:
+        """How many launched steps may wait to be collected."""
+        return IN_FLIGHT
+
+    def run(self, step: StepInputs) -> Array:
+        """f32 logits [R, vocab_size]; valid until the next call."""
+        self._finish_all()
+        choices = Choices.greedy(np.full(len(step.logit_rows), -1, np.int32))
+        bound = self._enqueue(step, choices)
+        rows = len(step.logit_rows)
+        nbytes = bound.logits.nbytes
+        result = self._result(nbytes)
+        self.device.read(result[:nbytes], bound.logits)
+        self.device.mark().synchronize()
+        self._free_results.setdefault(result.nbytes, []).append(result)
+        logits: Array = result[:nbytes].view(np.float32).reshape(-1, self.vocab_size)[:rows]
+        return logits
+
+    def launch(self, step: StepInputs, choices: Choices) -> None:
+        """Enqueue a step whose tokens are chosen on the device; `collect` gives them, in order.
+
+        A token id of -1 - slot stands for the token that was chosen last under that slot.
+        """
+        if len(self._flights) >= IN_FLIGHT:
+            raise BuildError(f"{IN_FLIGHT} steps are in flight: collect one first")
+        rows = len(step.logit_rows)
+        self._enqueue(step, choices)
+        result = self._result(4 * rows)
+        self.device.read(result[: 4 * rows], self._tokens[:rows])
+        self._flights.append(_Flight(self.device.mark(), result, rows))
+
+    def collect(self) -> Array:
+        """Tokens i32 [R] of the oldest launched step; -1 where its logits are no numbers."""
+        flight = self._flights.popleft()
+        flight.event.synchronize()
+        tokens: Array = flight.buffer[: 4 * flight.rows].view(np.int32).copy()
+        self._free_results.setdefault(flight.buffer.nbytes, []).append(flight.buffer)
+        return tokens
+
+    def close(self) -> None:
+        self._finish_all()
+        self._bound.clear()
+        self._cache.clear()
+        self._program = Program(Graph(), {})
+        self._arena = self._staging = None
+        self.device.close()
+
+    # --- steps --------------------------------------------------------------------------------
+
+    def _enqueue(self, step: StepInputs, choices: Choices) -> _Bound:
+        bucket = self._buckets.bucket(
+            len(step.token_ids), len(step.past_lengths), len(step.logit_rows)
+        )
+        bound = self._bind(bucket, len(step.block_table))
+        host, event = self._host.popleft()
+        if event is not None:
+            event.synchronize()
+        if host.nbytes < bound.layout.nbytes:
+            host = self.device.pinned(self._staging.nbytes)
+        used = bound.layout.pack(host, step, choices)
+        self.device.write(self._staging, host[:used])
+        self._host.append((host, self.device.mark()))
+        if bound.launch is not None:
+            bound.launch()
+        else:
+            captured = bucket.singles or bucket.tokens <= CAPTURED_TOKENS
+            if bound.runs and captured:
+                bound.launch = self.device.capture(bound.instructions)
+                bound.launch()
+            else:  # the first run compiles kernels and times algorithms, which a capture cannot
+                self.device.execute(bound.instructions)
+        bound.runs += 1
+        return bound
+
+    def _bind(self, bucket: Bucket, table: int) -> _Bound:
+        """The bucket's instructions, made when it comes first or memory had to grow."""
+        if table > self._table:
+            self._table = 1 << (table - 1).bit_length()
+            self._forget()
+        if bucket in self._bound:
+            return self._bound[bucket]
+        layout = StepLayout(self._inputs, bucket, self._table)
+        needed = self._program.arena_bytes(bucket, self._table)
+        if needed > self._arena.nbytes or layout.nbytes > self._staging.nbytes:
+            self._forget()
+            if needed > self._arena.nbytes:
+                self._arena = None
+                self._arena = self.device.zeros((needed,), np.dtype(np.uint8))
+            if layout.nbytes > self._staging.nbytes:
+                room = 1 << (layout.nbytes - 1).bit_length()
+                self._staging = self.device.zeros((room,), np.dtype(np.uint8))
+        step = layout.views(self._staging)
+        instructions, logits = self._program.bind(
+            bucket, self._table, step, self._cache, self._arena
+        )
+        kinds = {
+            name: TensorType(kind, (dim,))
+            for name, kind, dim in (("ids", DType.I64, TOKENS), ("rows", DType.I32, ROWS))
+        }
+        fill_in = Instruction(
+            FillIn(),
+            (kinds["ids"], kinds["rows"]),
+            [step["token_ids"], self._last_tokens],
+            [step["token_ids"]],
+            name="fill in",
+        )
+        choose = Instruction(
+            ChooseTokens(),
+            (),
+            [logits, *(step[name] for name in CHOICE_TYPES), self._last_tokens],
+            [self._tokens[: bucket.rows], self._last_tokens],
+            name="choose",
+        )
+        bound = _Bound(layout, [fill_in, *instructions, choose], logits)
+        self._bound[bucket] = bound
+        return bound
+
+    def _forget(self) -> None:
+        """Before memory moves: captured graphs know addresses."""
+        self.device.mark().synchronize()
+        self._bound.clear()
+
+    def _result(self, nbytes: int) -> Array:
+        """Host memory for a result, used again when it was read."""
+        room = max(4 * 1024, 1 << (nbytes - 1).bit_length())
+        kept = self._free_results.get(room)
+        return kept.pop() if kept else self.device.pinned(room)
+
+    def _finish_all(self) -> None:
+        while self._flights:
+            self.collect()

@@ -1,0 +1,313 @@
+"""Every kernel computes its NumPy definition, over random shapes and edge cases. Needs a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from paddock.engines.cuda.choose import ChooseTokens, FillIn
+from paddock.engines.cuda.device import StoredWeight
+from paddock.engines.cuda.fused import FusedLinear, Gated, ProjectedAttention
+from paddock.engines.cuda.gpu import GPU
+from paddock.engines.cuda.lowering import TABLE
+from paddock.graph import Array, DType, Op
+from paddock.graph import ops as F
+from paddock.weights.quantize import pack_int4
+from tests.engines.cuda.on_gpu import computed, worst
+
+pytestmark = pytest.mark.gpu
+DTYPES = (DType.F32, DType.F16, DType.BF16)
+# Rounding to the type, once or (through a product's operands) twice.
+NEAR = {DType.F32: 1e-5, DType.F16: 2e-3, DType.BF16: 1.2e-2}
+SEEN: set[type[Op]] = set()
+
+
+@pytest.fixture(scope="module")
+def gpu() -> Iterator[GPU]:
+    made = GPU()
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=DTYPES, ids=str)
+def dtype(request: pytest.FixtureRequest) -> DType:
+    found: DType = request.param
+    return found
+
+
+def draw(seed: int, *shape: int, dtype: DType = DType.F32, size: float = 1.0) -> Array:
+    random = np.random.default_rng([seed, *shape])
+    return (size * random.standard_normal(shape)).astype(np.float32).astype(dtype.numpy)
+
+
+def check(gpu: GPU, op: Op, inputs: list[Array], dtype: DType, **options: object) -> None:
+    SEEN.add(type(op))
+    found = computed(gpu, op, inputs, **options)  # type: ignore[arg-type]
+    wanted = op.compute(*inputs)
+    wanted = wanted if isinstance(wanted, tuple) else (wanted,)
+    for f, w in zip(found, wanted, strict=False):
+        assert worst(f, w) < NEAR[dtype]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 40), (7, 64), (2, 3, 24), (129, 4096)])
+def test_elementwise(gpu: GPU, dtype: DType, shape: tuple[int, ...]) -> None:
+    x, y = draw(1, *shape, dtype=dtype), draw(2, *shape, dtype=dtype)
+    check(gpu, F.Add(), [x, y], dtype)
+    check(gpu, F.Add(), [x, y[0]], dtype)
+    check(gpu, F.Mul(), [x, y[..., :]], dtype)
+    check(gpu, F.Scale(0.37), [x], dtype)
+    check(gpu, F.Clamp(-0.5, 0.25), [x], dtype)
+    for kind in F.ACTIVATIONS:
+        check(gpu, F.Activation(kind), [draw(3, *shape, dtype=dtype, size=4.0)], dtype)
+    check(gpu, F.Cast(DType.F32), [x], dtype)
+    check(gpu, F.Cast(dtype), [draw(4, *shape)], dtype)
+
+
+@pytest.mark.parametrize("inner", [1, 5, 40, 1000, 14336])
+def test_gate(gpu: GPU, dtype: DType, inner: int) -> None:
+    for kind in ("silu", "gelu_tanh"):
+        check(gpu, Gated(kind), [draw(1, 3, 2 * inner, dtype=dtype)], dtype)
+
+
+def test_moving_elements(gpu: GPU, dtype: DType) -> None:
+    x = draw(1, 7, 24, dtype=dtype)
+    check(gpu, F.Split((4, 8, 12)), [x], dtype)
+    check(gpu, F.Split((1, 23)), [draw(1, 5, 3, 24, dtype=dtype)], dtype)
+    check(gpu, F.Concat(), [x, draw(2, 7, 3, dtype=dtype), x], dtype)
+    for index in (np.int64, np.int32):
+        check(gpu, F.Gather(), [x, np.array([6, 0, 3, 3], index)], dtype)
+        odd = draw(3, 50, 5, dtype=dtype)
+        check(gpu, F.Gather(), [odd, np.array([49, 0, 7], index)], dtype)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5, 40), (7, 4, 64), (3, 4096), (2, 16384)])
+def test_norms(gpu: GPU, dtype: DType, shape: tuple[int, ...]) -> None:
+    x, w, b = draw(1, *shape, dtype=dtype), *(draw(i, shape[-1], dtype=dtype) for i in (2, 3))
+    check(gpu, F.RMSNorm(1e-5), [x, w], dtype)
+    check(gpu, F.RMSNorm(0.3), [draw(4, *shape, dtype=dtype, size=1e-3), w], dtype)
+    if shape[-1] > 1:
+        check(gpu, F.LayerNorm(1e-5), [x, w], dtype)
+        check(gpu, F.LayerNorm(0.3), [x, w, b], dtype)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("size", [32, 48])
+def test_rotary(gpu: GPU, dtype: DType, size: int, interleaved: bool) -> None:
+    frequencies = tuple(float(f) for f in 10_000.0 ** -(np.arange(16) / 16))
+    positions = np.array([0, 1, 5, 300, 4097, 65537, 131071], np.int64)
+    angles = F.RotaryAngles(frequencies, 1.3)
+    SEEN.add(F.RotaryAngles)
+    found = computed(gpu, angles, [positions])
+    for f, w in zip(found, angles.compute(positions), strict=True):
+        assert worst(f, w) < 1e-5
+    check(gpu, angles, [positions.astype(np.int32)], DType.F16)
+    cos, sin = angles.compute(positions)
+    x = draw(1, 7, 3, size, dtype=dtype)
+    check(gpu, F.Rotary(interleaved), [x, cos, sin], dtype)
+
+
+# rows, outputs, inputs
+PRODUCTS = [(1, 64, 64), (1, 48, 40), (2, 80, 64), (3, 256, 4096), (4, 6, 8), (17, 64, 40)]
+
+
+@pytest.mark.parametrize("sizes", PRODUCTS, ids=str)
+@pytest.mark.parametrize("form", ["plain", "norm", "bias", "gate", "residual", "f32", "all"])
+def test_products(gpu: GPU, dtype: DType, sizes: tuple[int, int, int], form: str) -> None:
+    rows, outputs, inputs = sizes
+    x, weight = draw(1, rows, inputs, dtype=dtype), draw(2, outputs, inputs, dtype=dtype, size=0.1)
+    norm, bias = draw(3, inputs, dtype=dtype), draw(4, outputs, dtype=dtype)
+    residual = draw(5, rows, outputs, dtype=dtype)
+    op, rest = {
+        "plain": (FusedLinear(), []),
+        "norm": (FusedLinear(norm_eps=1e-5), [norm]),
+        "bias": (FusedLinear(bias=True), [bias]),
+        "gate": (FusedLinear(norm_eps=1e-5, bias=True, gate="silu"), [norm, bias]),
+        "residual": (FusedLinear(residual=True), [residual]),
+        "f32": (FusedLinear(dtype=DType.F32), []),
+        "all": (FusedLinear(norm_eps=0.1, bias=True, residual=True), [norm, bias, residual]),
+    }[form]
+    check(gpu, op, [x, weight, *rest], dtype)
+
+
+@pytest.mark.parametrize("kind", [DType.I8, DType.I4])
+@pytest.mark.parametrize("rows", [1, 2, 4, 9])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_products_of_integers(gpu: GPU, kind: DType, rows: int, groups: int) -> None:
+    for dtype in (DType.F16, DType.BF16):
+        random = np.random.default_rng(rows)
+        limit = 127 if kind is DType.I8 else 7
+        integers = random.integers(-limit - 1, limit + 1, (24, 256)).astype(np.int8)
+        scales = random.uniform(0.01, 0.02, (24, groups)).astype(np.float16)
+        weight = F.Dequantize(DType.F32).compute(integers.astype(kind.numpy), scales)
+        packed = pack_int4(integers) if kind is DType.I4 else integers
+        stored = StoredWeight(
+            str(kind), gpu.upload(packed), gpu.upload(scales), dtype, weight.shape
+        )
+        x = draw(1, rows, 256, dtype=dtype)
+        for op in (FusedLinear(), FusedLinear(gate="silu")):
+            found = computed(gpu, op, [x, weight.astype(dtype.numpy)], stored=stored)
+            wanted = op.compute(x.astype(np.float32), weight)
+            assert worst(found[0], wanted) < NEAR[dtype]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4, 9, 33])
+def test_products_in_fp8(gpu: GPU, rows: int) -> None:
+    """Against the product of what e4m3 holds; beyond 4 rows x is rounded to it as well."""
+    for dtype in (DType.F16, DType.BF16):
+        weight, x = draw(2, 96, 256, dtype=dtype), draw(1, rows, 256, dtype=dtype)
+        stored = gpu.fp8(gpu.upload(weight), dtype)
+        norm, residual = draw(3, 256, dtype=dtype), draw(4, rows, 96, dtype=dtype)
+        for op, rest in (
+            (FusedLinear(), []),
+            (FusedLinear(norm_eps=1e-5), [norm]),
+            (FusedLinear(gate="silu"), []),
+            (FusedLinear(residual=True), [residual]),
+        ):
+            found = computed(gpu, op, [x, weight, *rest], stored=stored)
+            exact = op.compute(*(a.astype(np.float32) for a in (x, weight, *rest)))
+            error = np.linalg.norm(found[0].astype(np.float64) - exact) / np.linalg.norm(exact)
+            assert error < 0.08, (op, error)
+
+
+# sequences as (past, new)
+STEPS = {
+    "one": [(0, 1)],
+    "prompt": [(0, 29)],
+    "decode": [(5, 1), (0, 1), (40, 1), (63, 1), (64, 1), (200, 1)],
+    "mixed": [(5, 1), (0, 70), (33, 40), (150, 1), (64, 130)],
+    "long": [(3000, 1)],
+    "chunk": [(1000, 100)],
+}
+
+
+def attention_step(step: str, block_size: int) -> tuple[list[Array], int, int]:
+    sequences = STEPS[step]
+    needed = [-(-(past + new) // block_size) for past, new in sequences]
+    random = np.random.default_rng(len(sequences))
+    blocks = random.permutation(sum(needed) + 3)[: sum(needed)].astype(np.int32)
+    arrays = [
+        np.cumsum([0, *(new for _, new in sequences)]).astype(np.int32),
+        np.array([past for past, _ in sequences], np.int32),
+        blocks,
+        np.cumsum([0, *needed]).astype(np.int32),
+    ]
+    return arrays, sum(new for _, new in sequences), sum(needed) + 3
+
+
+SHAPES = [(4, 2, 16), (8, 1, 32), (6, 3, 64), (32, 8, 128), (4, 4, 48), (2, 1, 256), (20, 1, 64)]
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("rule", ["plain", "window", "cap", "alibi"])
+def test_attention(
+    gpu: GPU, dtype: DType, step: str, shape: tuple[int, int, int], rule: str
+) -> None:
+    heads, kv_heads, size = shape
+    if dtype is DType.F32 and step in ("long", "chunk"):
+        pytest.skip("the simple kernel is compared on shorter sequences")
+    block_size = 64 if size == 128 else 16
+    arrays, tokens, blocks = attention_step(step, block_size)
+    window = {"window": 17}.get(rule)
+    cap = {"cap": 5.0}.get(rule)
+    caches = [
+        draw(6, blocks, block_size, kv_heads, size, dtype=dtype),
+        draw(7, blocks, block_size, kv_heads, size, dtype=dtype),
+    ]
+    singles = all(new == 1 for _, new in STEPS[step])
+    q = draw(1, tokens, heads, size, dtype=dtype)
+    k, v = (draw(i, tokens, kv_heads, size, dtype=dtype) for i in (2, 3))
+    slopes = tuple(2.0**-i for i in range(1, heads + 1)) if rule == "alibi" else None
+    op = F.Attention(size**-0.5, window, cap, slopes)
+    compare_attention(gpu, op, [q, k, v], caches, arrays, dtype, singles)
+    if rule != "plain":
+        return
+    qkv = np.concatenate([x.reshape(tokens, -1) for x in (q, k, v)], axis=1)
+    frequencies = tuple(float(f) for f in 100.0 ** -(np.arange(size // 4) / size))
+    positions = np.concatenate([np.arange(p, p + n) for p, n in STEPS[step]])
+    tables = F.RotaryAngles(frequencies).compute(positions)
+    norms = [draw(i, size, dtype=dtype) for i in (8, 9)]
+    for turned in (False, True):
+        for normed in (False, True):
+            op2 = ProjectedAttention(
+                heads,
+                kv_heads,
+                size,
+                size,
+                size**-0.5,
+                norm_eps=1e-5 if normed else None,
+                turned=turned,
+            )
+            front = [qkv, *(norms if normed else []), *(tables if turned else [])]
+            compare_attention(gpu, op2, front, caches, arrays, dtype, singles)
+
+
+def compare_attention(
+    gpu: GPU,
+    op: Op,
+    front: list[Array],
+    caches: list[Array],
+    step: list[Array],
+    dtype: DType,
+    singles: bool,
+) -> None:
+    SEEN.add(type(op))
+    at = len(front)
+    found, *left = computed(
+        gpu,
+        op,
+        [*front, *(c.copy() for c in caches), *step],
+        caches=(at, at + 1),
+        singles=singles,
+    )
+    expected = [c.copy() for c in caches]
+    wanted = np.asarray(op.compute(*front, *expected, *step))
+    assert worst(found, wanted) < 2 * NEAR[dtype]
+    for f, w in zip(left, expected, strict=True):
+        assert worst(f, w) < NEAR[dtype]
+
+
+@pytest.mark.parametrize("vocabulary", [5, 1000, 32003, 128256])
+@pytest.mark.parametrize("rows", [1, 7])
+def test_choosing(gpu: GPU, vocabulary: int, rows: int) -> None:
+    """The same tokens as the definition, for every filter and their combinations."""
+    SEEN.update((ChooseTokens, FillIn))
+    random = np.random.default_rng([rows, vocabulary])
+    for top_k in (0, 1, 3, 50):
+        for top_p in (1.0, 0.9, 0.3):
+            for min_p in (0.0, 0.05):
+                logits = draw(top_k, rows, vocabulary, size=3.0)
+                if top_k == 3:
+                    logits = np.round(logits)  # many equal ones
+                choices: list[Array] = [
+                    np.where(np.arange(rows) % 3 == 2, 0, 0.7).astype(np.float32),
+                    np.full(rows, top_k, np.int32),
+                    np.full(rows, top_p, np.float32),
+                    np.full(rows, min_p, np.float32),
+                    random.random(rows),
+                    np.arange(rows, dtype=np.int32)[::-1].copy(),
+                ]
+                last = np.full(9, -7, np.int32)
+                found = computed(gpu, ChooseTokens(), [logits, *choices, last])
+                wanted = ChooseTokens().compute(logits, *choices, last)
+                # An exponential differs by an ulp from NumPy's: a draw at the very edge may move.
+                assert (found[0] == wanted[0]).mean() > 0.8
+                if rows == 7:
+                    assert np.array_equal(found[0][2::3], wanted[0][2::3])
+
+
+def test_a_row_without_numbers_yields_none(gpu: GPU) -> None:
+    logits = draw(1, 3, 1000)
+    logits[0, 17], logits[1] = np.nan, -np.inf
+    choices: list[Array] = [np.full(3, 0.5, np.float32), np.zeros(3, np.int32)]
+    choices += [np.ones(3, np.float32)]
+    choices += [np.zeros(3, np.float32), np.zeros(3), np.full(3, -1, np.int32)]
+    found = computed(gpu, ChooseTokens(), [logits, *choices, np.zeros(2, np.int32)])
+    assert list(found[0][:2]) == [-1, -1]
+    assert found[0][2] >= 0
+
+
+def test_every_op_of_the_table_is_compared() -> None:
+    assert set(TABLE) - SEEN == set()
