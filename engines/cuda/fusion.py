@@ -103,7 +103,11 @@ def _project(m: Match) -> Tensor | None:
     k = m.root.inputs[1]
     heads, size = q.type.size(1), q.type.size(2)
     kv_heads, value_size = v.type.size(1), v.type.size(2)
-    if attention.alibi is not None or split.sizes != (heads * size, kv_heads * size, kv_heads * value_size):
+    if attention.alibi is not None or split.sizes != (
+        heads * size,
+        kv_heads * size,
+        kv_heads * value_size,
+    ):
         return None
     norm, rotary = m.ops.get("norm"), m.ops.get("rotary")
     assert norm is None or isinstance(norm, F.RMSNorm)

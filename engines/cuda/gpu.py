@@ -286,7 +286,7 @@ class GPU:
         run(None)
 
     def _time(self, run: Callable[[], None]) -> float:
-        """Milliseconds of one run that finds nothing in the cache of the GPU: the least of three."""
+        """Milliseconds of one run that finds nothing in the GPU's cache: the least of three."""
         run()
         begin, end = self.cupy.cuda.Event(), self.cupy.cuda.Event()
         taken = []

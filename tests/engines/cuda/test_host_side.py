@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -83,7 +84,7 @@ def test_what_the_passes_leave(name: str) -> None:
 
 
 def test_tokens_feed_back_on_the_device() -> None:
-    """Steps launched ahead, their tokens unknown to the host, choose what one after another does."""
+    """Steps launched ahead, with tokens that the host does not know, choose the same ones."""
     session = opened("llama")
     prompt = case("llama").sequences[1][:7]
     ids = list(prompt)
@@ -208,7 +209,7 @@ def test_buckets_hold_their_steps(tokens: int, sequences: int) -> None:
 def test_little_of_a_large_step_is_padding() -> None:
     steps = sizes(8192)
     assert steps == sorted(set(steps))
-    assert max(b / a for a, b in zip(steps, steps[1:], strict=False) if a >= 64) <= 1.125
+    assert max(b / a for a, b in itertools.pairwise(steps) if a >= 64) <= 1.125
     assert len(steps) < 80
 
 
@@ -248,7 +249,9 @@ def test_choosing_on_the_device_is_the_samplers_own() -> None:
                 params = SamplingParams(temperature=0.8, top_k=top_k, top_p=top_p, min_p=min_p)
                 samplers = [
                     SequenceSampler(
-                        params.model_copy(update={"seed": seed}), prompt_token_ids=[], vocab_size=300
+                        params.model_copy(update={"seed": seed}),
+                        prompt_token_ids=[],
+                        vocab_size=300,
                     )
                     for seed in range(6)
                 ]
