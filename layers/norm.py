@@ -1,14 +1,27 @@
 """Normalisation layers over the last axis, and over what several ranks hold together."""
 
-from paddock.graph import Module, Parameter, Parts, Shard, Tensor, current_graph, current_mesh
+from paddock.graph import (
+    DType,
+    Module,
+    Parameter,
+    Parts,
+    Shard,
+    Tensor,
+    current_graph,
+    current_mesh,
+)
 from paddock.graph import ops as F
 
 
 class RMSNorm(Module):
-    """weight * x / rms(x)."""
+    """weight * x / rms(x).
 
-    def __init__(self, size: int, *, eps: float) -> None:
-        self.weight = Parameter((size,))
+    `exact` keeps the weight in f32 beside activations in half precision, for models whose
+    checkpoints hold weight - 1: the sum has more bits than its terms.
+    """
+
+    def __init__(self, size: int, *, eps: float, exact: bool = False) -> None:
+        self.weight = Parameter((size,), dtype=DType.F32 if exact else None)
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -17,10 +30,13 @@ class RMSNorm(Module):
 
 
 class LayerNorm(Module):
-    """weight * (x - mean) / std + bias; without `scale`, no weight either."""
+    """weight * (x - mean) / std + bias; without `scale`, no weight either. `exact` as above."""
 
-    def __init__(self, size: int, *, eps: float, bias: bool = True, scale: bool = True) -> None:
-        self.weight = Parameter((size,)) if scale else None
+    def __init__(
+        self, size: int, *, eps: float, bias: bool = True, scale: bool = True, exact: bool = False
+    ) -> None:
+        kept = DType.F32 if exact else None
+        self.weight = Parameter((size,), dtype=kept) if scale else None
         self.bias = Parameter((size,)) if bias and scale else None
         self.eps = eps
 

@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from paddock.graph import GraphError, PaddockError, nearest
+from paddock.layers import ACTIVATIONS
 from paddock.layers.rotary import ROTARY_TYPES, RotaryScaling
 
 
@@ -115,6 +123,17 @@ Layers = Annotated[int, Field(gt=0, le=1000)]
 Heads = Annotated[int, Field(gt=0, le=2**14)]
 Size = Annotated[int, Field(gt=0, le=2**22)]
 Context = Annotated[int, Field(gt=0, le=2**31)]
+Eps = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _known_activation(name: str) -> str:
+    if name not in ACTIVATIONS:
+        raise ValueError(f"{_shown(name[:80])} is none of {', '.join(ACTIVATIONS)}")
+    return name
+
+
+ActivationName = Annotated[str, AfterValidator(_known_activation)]
+LayerTypes = Annotated[tuple[str, ...], Field(strict=False)]
 
 
 Task = Literal["generate", "embed", "classify"]
@@ -127,7 +146,9 @@ class ModelConfig(BaseModel):
     """Fields are named as in config.json; sizes are the whole model's, not one rank's.
 
     A subclass lists what its architecture reads, with the defaults of transformers; `ignored` adds
-    names that do not matter to it. Values must have the field's own type: "4096" is no size.
+    names that do not matter to it; `synonyms` holds the family's own names for fields which others
+    have under the usual one (n_embd: hidden_size). Values must have the field's own type: "4096" is
+    no size.
     """
 
     model_config = ConfigDict(
@@ -138,6 +159,7 @@ class ModelConfig(BaseModel):
         allow_inf_nan=False,
     )
     ignored: ClassVar[frozenset[str]] = frozenset()
+    synonyms: ClassVar[Mapping[str, str]] = {}
 
     @property
     def longest(self) -> int | None:
@@ -159,8 +181,14 @@ class ModelConfig(BaseModel):
                 f"config.json: the checkpoint is quantized ({_shown(method or 'unknown method')});"
                 " use the original checkpoint and let `quant=int8` or `quant=int4` quantize it"
             )
-        known = {}
-        for name, value in data.items():
+        known: dict[str, Any] = {}
+        for given_name, value in data.items():
+            name = cls.synonyms.get(given_name, given_name)
+            if name in known and value is not None and known[name] != value:
+                raise ConfigError(
+                    f"config.json: {given_name} is {_shown(value)}, which {name} gives as"
+                    f" {_shown(known[name])} under another name; remove one of the two"
+                )
             if name in cls.model_fields:
                 if value is not None or _takes_null(cls.model_fields[name]):
                     known[name] = value
@@ -221,6 +249,18 @@ def _is_off(value: Any) -> bool:
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def check_heads(hidden_size: int, heads: int, kv_heads: int | None = None) -> None:
+    """Raise `ValueError` unless the hidden size is whole heads, which share keys evenly."""
+    if hidden_size % heads:
+        raise ValueError(
+            f"hidden_size {hidden_size} is not a multiple of num_attention_heads {heads}"
+        )
+    if kv_heads is not None and heads % kv_heads:
+        raise ValueError(
+            f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}"
+        )
 
 
 def check_layers(layer_types: tuple[str, ...] | None, layers: int, window: int | None) -> None:
@@ -293,6 +333,19 @@ def rotary_scaling(
         )
     except GraphError as error:
         raise ValueError(f"rope_parameters: {error}") from None
+
+
+def rotary_of_kind(parameters: Mapping[str, Any] | None, kind: str) -> dict[str, Any] | None:
+    """The `rope_parameters` of one kind of layer, where they are given for each kind apart."""
+    if parameters is None:
+        return None
+    apart = {"full_attention", "sliding_attention"}
+    if not apart & parameters.keys():
+        return dict(parameters) if kind == "full_attention" else None
+    found = parameters.get(kind)
+    if not isinstance(found, dict | None) or parameters.keys() - apart:
+        raise ValueError(f"rope_parameters: {_shown(dict(parameters))} are not of kinds of layers")
+    return found
 
 
 def _with_type(values: Mapping[str, Any] | None, source: str) -> dict[str, Any]:

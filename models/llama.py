@@ -207,7 +207,7 @@ class LlamaModel(Module):
 
 class LlamaForCausalLM(Module):
     Config: ClassVar[type[LlamaConfig]] = LlamaConfig
-    Block: ClassVar[Callable[[Any, int], Module]] = LlamaBlock
+    Block: ClassVar[type[Any]] = LlamaBlock
     weight_map: ClassVar[str] = "paddock.weights.llama"
 
     def __init__(self, cfg: LlamaConfig) -> None:

@@ -14,16 +14,48 @@ from paddock.models.pooled import Pooled
 
 # `architectures` entry -> module. Files are named by the checkpoint's model_type.
 ARCHITECTURES: dict[str, str] = {
+    "ArceeForCausalLM": "paddock.models.arcee",
     "BertForMaskedLM": "paddock.models.bert",
     "BertForPreTraining": "paddock.models.bert",
     "BertForSequenceClassification": "paddock.models.bert",
     "BertForTokenClassification": "paddock.models.bert",
     "BertModel": "paddock.models.bert",
+    "BloomForCausalLM": "paddock.models.bloom",
+    "CodeGenForCausalLM": "paddock.models.codegen",
+    "Cohere2ForCausalLM": "paddock.models.cohere2",
+    "CohereForCausalLM": "paddock.models.cohere",
+    "Ernie4_5ForCausalLM": "paddock.models.ernie4_5",
+    "Exaone4ForCausalLM": "paddock.models.exaone4",
+    "FalconForCausalLM": "paddock.models.falcon",
+    "GPT2LMHeadModel": "paddock.models.gpt2",
+    "GPTBigCodeForCausalLM": "paddock.models.gpt_bigcode",
+    "GPTJForCausalLM": "paddock.models.gptj",
+    "GPTNeoForCausalLM": "paddock.models.gpt_neo",
+    "GPTNeoXForCausalLM": "paddock.models.gpt_neox",
+    "Gemma2ForCausalLM": "paddock.models.gemma2",
+    "Gemma3ForCausalLM": "paddock.models.gemma3_text",
+    "GemmaForCausalLM": "paddock.models.gemma",
+    "Glm4ForCausalLM": "paddock.models.glm4",
+    "GlmForCausalLM": "paddock.models.glm",
+    "GraniteForCausalLM": "paddock.models.granite",
+    "HeliumForCausalLM": "paddock.models.helium",
     "LlamaForCausalLM": "paddock.models.llama",
+    "MinistralForCausalLM": "paddock.models.ministral",
     "MistralForCausalLM": "paddock.models.mistral",
+    "MptForCausalLM": "paddock.models.mpt",
+    "NemotronForCausalLM": "paddock.models.nemotron",
+    "OPTForCausalLM": "paddock.models.opt",
+    "Olmo2ForCausalLM": "paddock.models.olmo2",
+    "Olmo3ForCausalLM": "paddock.models.olmo3",
+    "OlmoForCausalLM": "paddock.models.olmo",
+    "PersimmonForCausalLM": "paddock.models.persimmon",
+    "Phi3ForCausalLM": "paddock.models.phi3",
+    "PhiForCausalLM": "paddock.models.phi",
     "Qwen2ForCausalLM": "paddock.models.qwen2",
     "Qwen3ForCausalLM": "paddock.models.qwen3",
     "SmolLM3ForCausalLM": "paddock.models.smollm3",
+    "StableLmForCausalLM": "paddock.models.stablelm",
+    "Starcoder2ForCausalLM": "paddock.models.starcoder2",
 }
 ENTRY_POINT_GROUP = "paddock.models"
 
@@ -102,8 +134,8 @@ def read(data: Mapping[str, Any], *, ignore: frozenset[str] = frozenset()) -> Ar
     modules = known()
     if names[0] not in modules:
         raise ConfigError(
-            f"architecture {names[0][:80]!r} is not in the zoo{nearest(names[0], modules)}; it has"
-            f" {', '.join(sorted(modules))}. To add one, see docs/add-a-model.md"
+            f"architecture {names[0][:80]!r} is not in the zoo{nearest(names[0], modules)}; the"
+            " README lists what it has. To add one, see docs/add-a-model.md"
         )
     model_class = _model_class(names[0], modules[names[0]])
     return Architecture(names[0], model_class, model_class.Config.read(data, ignore=ignore))

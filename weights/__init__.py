@@ -18,6 +18,7 @@ from paddock.weights.rules import (
     Stack,
     Tie,
     Transpose,
+    UnitRows,
 )
 from paddock.weights.safetensors_file import SafetensorsFile, TensorInfo
 from paddock.weights.write import write
@@ -44,6 +45,7 @@ __all__ = [
     "TensorInfo",
     "Tie",
     "Transpose",
+    "UnitRows",
     "WeightError",
     "fetch",
     "prove",

@@ -19,11 +19,21 @@ from paddock.weights.rules import (
     Stack,
     Tie,
     Transpose,
+    UnitRows,
     has_words,
     replace_words,
 )
 from paddock.weights.safetensors_file import TensorInfo
-from paddock.weights.source import HeadRows, Plus, Rows, Source, Stacked, Stored, Transposed
+from paddock.weights.source import (
+    HeadRows,
+    Plus,
+    Rows,
+    Source,
+    Stacked,
+    Stored,
+    Transposed,
+    UnitLength,
+)
 
 R = TypeVar("R")
 
@@ -74,6 +84,8 @@ def locate(
     for rule in rules:
         if isinstance(rule, Add) and has_words(name, rule.slot):
             source = Plus(source, rule.constant)
+        if isinstance(rule, UnitRows) and has_words(name, rule.slot):
+            source = UnitLength(source)
     return source
 
 
@@ -95,7 +107,7 @@ def _laid_out(
             _check_parts(name, slot, rule, order)
         case Interleave(order=order):
             _check_parts(name, slot, rule, order)
-            return _interleaved(slot, part, order, stored(name), name)
+            return _interleaved(slot, part, rule, stored(name), name)
         case None:
             order = tuple(slot.parts)
     if len(order) == 1:
@@ -111,11 +123,10 @@ def _laid_out(
     return Rows(fused, before, before + slot.parts[part])
 
 
-def _interleaved(
-    slot: Parameter, part: str, order: tuple[str, ...], fused: Source, name: str
-) -> Source:
+def _interleaved(slot: Parameter, part: str, rule: Interleave, fused: Source, name: str) -> Source:
     assert slot.shard is not None
-    groups = min(slot.parts.values()) // slot.shard.parts.unit
+    order = rule.order
+    groups = rule.groups or min(slot.parts.values()) // slot.shard.parts.unit
     uneven = [p for p, size in slot.parts.items() if size % groups]
     total = sum(slot.parts.values())
     if uneven or _axis(slot) != 0:

@@ -38,11 +38,13 @@ class Interleave:
     """The parts of `slot` take turns head by head in one checkpoint tensor's rows.
 
     As many groups as the smallest part has units; each group holds its share of every part in
-    the order given: GPT-NeoX (q k v of a head), Falcon (the queries of a key head, k, v).
+    the order given: GPT-NeoX (q k v of a head), Falcon (the queries of a key head, k, v). `groups`
+    is another number of them: CodeGen's are 4, one for each core of the machine that trained it.
     """
 
     slot: str
     order: tuple[str, ...]
+    groups: int | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,13 @@ class Tie:
 
 
 @dataclass(frozen=True)
+class UnitRows:
+    """Slots with these words are used with every row at length 1: Baichuan 2's head."""
+
+    slot: str
+
+
+@dataclass(frozen=True)
 class Ignore:
     """Checkpoint tensors with these words belong to no slot, and are left unread."""
 
@@ -117,7 +126,7 @@ class Ignore:
 
 
 Layout = Fuse | Split | Interleave | Stack
-Rule = Layout | Rename | Older | Body | Transpose | Add | Tie | Ignore
+Rule = Layout | Rename | Older | Body | Transpose | Add | UnitRows | Tie | Ignore
 
 
 def for_checkpoint(rules: Sequence[Rule], tensors: Collection[str]) -> tuple[Rule, ...]:

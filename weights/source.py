@@ -180,6 +180,29 @@ class Plus:
         return f"{self.of} + {self.constant:g}"
 
 
+@dataclass(frozen=True)
+class UnitLength:
+    """Another source of two axes, each row divided by its Euclidean length, in f32."""
+
+    of: Source
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.of.shape
+
+    def read(self, box: Box) -> Array:
+        rows, (start, stop) = box
+        whole_rows = cast(self.of.read((rows, (0, self.shape[1]))), DType.F32)
+        lengths = np.sqrt(np.sum(whole_rows * whole_rows, axis=1, keepdims=True))
+        return (whole_rows / np.maximum(lengths, np.float32(1e-12)))[:, start:stop]
+
+    def boxes(self, box: Box | None = None) -> Iterator[tuple[TensorInfo, Box]]:
+        return self.of.boxes(box)
+
+    def __str__(self) -> str:
+        return f"{self.of} with rows of length 1"
+
+
 def whole(shape: Sequence[int]) -> Box:
     return tuple((0, size) for size in shape)
 

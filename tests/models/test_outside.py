@@ -15,12 +15,12 @@ PROMPTS = [[5, 17, 99, 1024, 7], [3, 60, 61, 62], list(range(100, 140))]
 
 
 @pytest.fixture
-def granite(tmp_path: Path) -> Path:
-    """A tiny random Granite with multipliers that show, saved by transformers."""
+def cwm(tmp_path: Path) -> Path:
+    """A tiny random CWM with windows that show, saved by transformers."""
     torch = pytest.importorskip("torch", reason="torch is not installed: `make parity`")
     transformers = pytest.importorskip("transformers", reason="no transformers: `make parity`")
     torch.manual_seed(0)
-    config = transformers.GraniteConfig(
+    config = transformers.CwmConfig(
         vocab_size=4096,
         hidden_size=64,
         intermediate_size=96,
@@ -28,17 +28,16 @@ def granite(tmp_path: Path) -> Path:
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=128,
-        embedding_multiplier=6.0,
-        attention_multiplier=0.4,
-        residual_multiplier=0.7,
-        logits_scaling=3.0,
+        head_dim=16,
+        sliding_window=5,
+        layer_types=["full_attention", "sliding_attention", "sliding_attention"],
         initializer_range=0.2,
         bos_token_id=0,
         eos_token_id=1,
         pad_token_id=2,
     )
-    folder = tmp_path / "granite-tiny"
-    transformers.GraniteForCausalLM(config).save_pretrained(folder)
+    folder = tmp_path / "cwm-tiny"
+    transformers.CwmForCausalLM(config).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(ROOT / "paddock" / "demo" / name, folder)
     return folder
@@ -49,14 +48,14 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PADDOCK_HOME", str(tmp_path / "home"))
 
 
-def test_an_unknown_architecture_says_how_to_add_it(granite: Path) -> None:
-    with pytest.raises(ConfigError, match=r"'GraniteForCausalLM' is not in the zoo.*add-a-model"):
-        LLM(str(granite))
+def test_an_unknown_architecture_says_how_to_add_it(cwm: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'CwmForCausalLM' is not in the zoo.*add-a-model"):
+        LLM(str(cwm))
 
 
 @pytest.mark.parametrize("engine", ["reference", "openvino"])
 def test_the_example_writes_what_transformers_writes(
-    granite: Path, engine: str, monkeypatch: pytest.MonkeyPatch
+    cwm: Path, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
     import transformers
@@ -65,11 +64,11 @@ def test_the_example_writes_what_transformers_writes(
 
     monkeypatch.syspath_prepend(str(EXAMPLES))
     monkeypatch.setattr(registry, "ARCHITECTURES", dict(registry.ARCHITECTURES))
-    monkeypatch.delitem(__import__("sys").modules, "granite", raising=False)
+    monkeypatch.delitem(__import__("sys").modules, "cwm", raising=False)
     params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
-    with LLM(str(granite), "plugins=granite", f"engine={engine}", "dtype=f32") as llm:
+    with LLM(str(cwm), "plugins=cwm", f"engine={engine}", "dtype=f32") as llm:
         ours = [c.token_ids for c in llm.generate(PROMPTS, params)]
-    model = transformers.AutoModelForCausalLM.from_pretrained(granite, dtype=torch.float32)
+    model = transformers.AutoModelForCausalLM.from_pretrained(cwm, dtype=torch.float32)
     for prompt, tokens in zip(PROMPTS, ours, strict=True):
         ids = torch.tensor([[*prompt, *tokens]])
         with torch.no_grad():
@@ -84,9 +83,9 @@ def test_the_entry_point_of_the_page_is_the_registrys() -> None:
     assert f'[project.entry-points."{ENTRY_POINT_GROUP}"]' in page
 
 
-def test_a_multiplier_that_is_not_read_would_be_refused(granite: Path) -> None:
-    config = json.loads((granite / "config.json").read_text())
+def test_a_field_that_is_not_read_would_be_refused(cwm: Path) -> None:
+    config = json.loads((cwm / "config.json").read_text())
     config["architectures"] = ["LlamaForCausalLM"]
-    (granite / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match=r"multiplier|logits_scaling"):
-        LLM(str(granite))
+    (cwm / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=r"sliding_window|layer_types"):
+        LLM(str(cwm))

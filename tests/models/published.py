@@ -1,0 +1,91 @@
+"""A drawn model saved by transformers as a checkpoint, and what transformers makes of two prompts.
+
+Importing it needs torch and transformers.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paddock.graph import Array
+from tests.models.decoder_draws import FAMILIES, LENGTHS, Config, Draw
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import torch
+    import transformers
+    from transformers.utils import logging
+
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+
+
+@dataclass(frozen=True)
+class Published:
+    """A checkpoint's folder, and logits [tokens, vocab] of its sequences."""
+
+    folder: Path
+    sequences: list[Array]
+    logits: list[Array]
+
+    @property
+    def config(self) -> Config:
+        config: Config = json.loads((self.folder / "config.json").read_text("utf-8"))
+        return config
+
+
+def publish(family: str, number: int, folder: Path, *, divisible: bool = False) -> Published:
+    """The `number`th draw of a family, with random weights that show every mistake."""
+    draw = Draw(family, number, divisible=divisible)
+    return publish_config(FAMILIES[family](draw), folder, seed=number)
+
+
+def publish_config(fields: Config, folder: Path, *, seed: int) -> Published:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = made(fields, seed)
+        model.save_pretrained(folder)
+        random = np.random.default_rng(seed)
+        sequences = [random.integers(0, fields["vocab_size"], n) for n in LENGTHS]
+        return Published(folder, sequences, logits(model, sequences))
+
+
+def made(fields: Config, seed: int) -> Any:
+    """transformers' model of a config, with weights large enough for attention to be sharp."""
+    config = transformers.CONFIG_MAPPING[fields["model_type"]].from_dict(_copy(fields))
+    model_class = getattr(transformers, fields["architectures"][0])
+    model = model_class._from_config(config, attn_implementation="eager", dtype=torch.float32)
+    random = np.random.default_rng([seed, 1])
+    with torch.no_grad():
+        for name, slot in model.named_parameters():
+            values = random.standard_normal(slot.shape)
+            if slot.dim() == 1 and not name.endswith("bias"):
+                values = 1 + 0.3 * values
+            elif slot.dim() == 1:
+                values = 0.5 * values
+            elif "norm" in name:
+                values = 1 + 0.3 * values
+            elif slot is not model.get_input_embeddings().weight:
+                values = 1.2 * values / np.sqrt(min(slot.shape))
+            slot.copy_(torch.tensor(values, dtype=torch.float32))
+    return model.eval()
+
+
+def logits(model: Any, sequences: list[Array]) -> list[Array]:
+    """Of each sequence, run whole and without a cache."""
+    with torch.no_grad():
+        return [
+            model(torch.tensor(ids)[None], use_cache=False).logits[0].numpy() for ids in sequences
+        ]
+
+
+def _copy(config: Config) -> Config:
+    """transformers writes into nested dictionaries."""
+    copied: Config = json.loads(json.dumps(config))
+    return copied
