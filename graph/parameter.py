@@ -91,7 +91,7 @@ class Parameter:
     """A slot. It holds no data and knows no rank: `shape` is the whole model's.
 
     `dtype` is None for the graph's own type. `quantizable` marks the weights of matrix products,
-    [outputs, inputs], which `quantize` may give a format.
+    [outputs, inputs] or [experts, outputs, inputs], which `quantize` may give a format.
     """
 
     shape: tuple[int, ...]

@@ -4,8 +4,10 @@ from paddock.layers.activation import ACTIVATIONS, activate
 from paddock.layers.attention import Attention
 from paddock.layers.bidirectional import BidirectionalAttention, RelativeBiases
 from paddock.layers.embedding import Embedding, PositionEmbedding
+from paddock.layers.experts import Experts, GroupedLinear, MixtureOfExperts, Router
 from paddock.layers.heads import Linear, read_rows
-from paddock.layers.linear import ColumnLinear, RowLinear, VocabHead
+from paddock.layers.latent_attention import LatentAttention
+from paddock.layers.linear import ColumnLinear, ReplicatedLinear, RowLinear, VocabHead
 from paddock.layers.mlp import MLP, GatedMLP
 from paddock.layers.norm import HeadwiseLayerNorm, JointRMSNorm, LayerNorm, RMSNorm
 from paddock.layers.pipeline import Pipeline
@@ -22,18 +24,24 @@ __all__ = [
     "BidirectionalAttention",
     "ColumnLinear",
     "Embedding",
+    "Experts",
     "GatedMLP",
+    "GroupedLinear",
     "HeadwiseLayerNorm",
     "JointRMSNorm",
+    "LatentAttention",
     "LayerNorm",
     "Linear",
+    "MixtureOfExperts",
     "Pipeline",
     "PositionEmbedding",
     "PostNormBlock",
     "RMSNorm",
     "RelativeBiases",
+    "ReplicatedLinear",
     "Rotary",
     "RotaryScaling",
+    "Router",
     "RowLinear",
     "Step",
     "VocabHead",

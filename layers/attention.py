@@ -19,7 +19,7 @@ class Attention(Module):
 
     `rotary` None leaves positions out; `window` is how many tokens a token sees, itself counted;
     `q_norm` and `k_norm` are applied to [tokens, heads, head_dim] before these are turned; `clip`
-    bounds what the projections give; `alibi` lets a score fall with the distance, by the slopes of
+    bounds q, k and v then; `alibi` lets a score fall with the distance, by the slopes of
     Press et al. 2021 times `alibi`; `scale` defaults to 1 / sqrt(head_dim).
     """
 
@@ -60,10 +60,10 @@ class Attention(Module):
         # Keys may be repeated over ranks, queries not: this says so before the fused slot is cut.
         self.o_proj.weight.local_shape(current_mesh())
         q, k, v = (self._heads(y) for y in self.qkv_proj(x))
-        if self.clip is not None:
-            q, k, v = (F.clamp(y, -self.clip, self.clip) for y in (q, k, v))
         q = q if self.q_norm is None else self.q_norm(q)
         k = k if self.k_norm is None else self.k_norm(k)
+        if self.clip is not None:
+            q, k, v = (F.clamp(y, -self.clip, self.clip) for y in (q, k, v))
         if self.rotary is not None:
             q, k = self.rotary(q, k, step)
         y = F.attention(

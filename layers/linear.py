@@ -33,6 +33,19 @@ class ColumnLinear(Module):
         return F.split(y, *self.parts.local(current_mesh()).sizes.values())
 
 
+class ReplicatedLinear(Module):
+    """y = x W^T + b, the whole of it on every rank: for few outputs that all heads read."""
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = False) -> None:
+        self.weight = Parameter((outputs, inputs), quantizable=True)
+        self.bias = Parameter((outputs,)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [tokens, inputs] -> [tokens, outputs]."""
+        y = F.linear(x, self.weight.tensor)
+        return y if self.bias is None else y + self.bias.tensor
+
+
 class RowLinear(Module):
     """y = x W^T + b, the columns of W divided over ranks and the results summed."""
 

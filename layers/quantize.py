@@ -27,6 +27,6 @@ def quantize(
         if not slot.quantizable or any(fnmatch(name, pattern) for pattern in skip):
             continue
         chosen = head if head is not None and name == "lm_head.weight" else weights
-        if chosen.group is not None and slot.shape[1] % chosen.group:
+        if chosen.group is not None and slot.shape[-1] % chosen.group:
             chosen = QuantFormat(DType.I8, None, chosen.scale)
         slot.quant = chosen

@@ -37,6 +37,8 @@ class RotaryScaling:
     high_freq_factor: float | None = None
     short_factor: tuple[float, ...] | None = None
     long_factor: tuple[float, ...] | None = None
+    short_mscale: float | None = None
+    long_mscale: float | None = None
 
     def __post_init__(self) -> None:
         if self.rope_type not in ROTARY_TYPES:
@@ -164,14 +166,17 @@ def _yarn(scaling: RotaryScaling, dim: int, max_context: int) -> tuple[Array, fl
     waves = _wavelengths(scaling.rope_theta, dim)
     inverse = interpolated / (factor * waves) + (1 - interpolated) / waves
 
-    def magnitude(weight: float) -> float:
-        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
-
     if scaling.attention_factor is not None:
         return inverse, scaling.attention_factor
     if scaling.mscale and scaling.mscale_all_dim:
-        return inverse, magnitude(scaling.mscale) / magnitude(scaling.mscale_all_dim)
-    return inverse, magnitude(1.0)
+        ratio = yarn_magnitude(factor, scaling.mscale)
+        return inverse, ratio / yarn_magnitude(factor, scaling.mscale_all_dim)
+    return inverse, yarn_magnitude(factor)
+
+
+def yarn_magnitude(factor: float, weight: float = 1.0) -> float:
+    """By how much scores grow where positions are stretched by a factor."""
+    return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
 
 def _llama3(scaling: RotaryScaling, dim: int, max_context: int) -> tuple[Array, float]:
@@ -196,6 +201,9 @@ def _longrope(scaling: RotaryScaling, dim: int, max_context: int) -> tuple[Array
     assert scaling.long_factor is not None
     chosen = scaling.long_factor if max_context > trained else scaling.short_factor
     inverse = 1.0 / (np.asarray(chosen, np.float32) * _wavelengths(scaling.rope_theta, dim))
+    magnitude = scaling.long_mscale if max_context > trained else scaling.short_mscale
+    if magnitude is not None:
+        return inverse, magnitude  # Phi-3.5-MoE says it outright
     factor = scaling.factor
     if factor is None:
         assert scaling.max_position_embeddings is not None

@@ -10,9 +10,11 @@ from paddock.weights.errors import WeightError
 from paddock.weights.rules import (
     Add,
     Body,
+    Fold,
     Fuse,
     Interleave,
     Layout,
+    MinusExp,
     Rename,
     Rule,
     Split,
@@ -25,7 +27,10 @@ from paddock.weights.rules import (
 )
 from paddock.weights.safetensors_file import TensorInfo
 from paddock.weights.source import (
+    Folded,
     HeadRows,
+    Joined,
+    NegativeExponential,
     Plus,
     Rows,
     Source,
@@ -82,6 +87,15 @@ def locate(
 
     source = _laid_out(name, slot, part, _layout(name, rules), stored)
     for rule in rules:
+        if isinstance(rule, Fold) and has_words(name, rule.slot):
+            if not source.shape or source.shape[0] % slot.shape[0]:
+                raise MisshapenTensor(
+                    _first_tensor(source),
+                    f"expected a multiple of {slot.shape[0]} rows, found {list(source.shape)}",
+                )
+            source = Folded(source, slot.shape[0])
+        if isinstance(rule, MinusExp) and has_words(name, rule.slot):
+            source = NegativeExponential(source)
         if isinstance(rule, Add) and has_words(name, rule.slot):
             source = Plus(source, rule.constant)
         if isinstance(rule, UnitRows) and has_words(name, rule.slot):
@@ -96,13 +110,19 @@ def _laid_out(
         case Fuse(into):
             return stored(replace_words(name, into, _words(name, slot, part, rule)))
         case Stack(into):
-            words = _words(name, slot, part, rule)
-            return Stacked(
-                tuple(
+            if len(slot.parts) == 1:
+                every = tuple(rule.parts.values())
+            else:
+                every = (_words(name, slot, part, rule),)
+
+            def of(expert: int) -> Source:
+                pieces = [
                     stored(replace_words(name, into, words.replace("{e}", str(expert))))
-                    for expert in range(slot.shape[0])
-                )
-            )
+                    for words in every
+                ]
+                return pieces[0] if len(pieces) == 1 else Joined(tuple(pieces))
+
+            return _stacked(tuple(of(expert) for expert in range(slot.shape[0])))
         case Split(order=order):
             _check_parts(name, slot, rule, order)
         case Interleave(order=order):
@@ -121,6 +141,16 @@ def _laid_out(
             f"expected {total} rows (of {', '.join(order)}), found {list(fused.shape)}",
         )
     return Rows(fused, before, before + slot.parts[part])
+
+
+def _stacked(experts: tuple[Source, ...]) -> Source:
+    odd = next((e for e in experts if e.shape != experts[0].shape), None)
+    if odd is not None:
+        raise MisshapenTensor(
+            _first_tensor(odd),
+            f"expected {list(experts[0].shape)} as the first expert has, found {list(odd.shape)}",
+        )
+    return Stacked(experts)
 
 
 def _interleaved(slot: Parameter, part: str, rule: Interleave, fused: Source, name: str) -> Source:

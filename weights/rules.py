@@ -52,6 +52,8 @@ class Stack:
     """The slot `into` [experts, ...] has one checkpoint tensor for each expert `{e}` and part.
 
     `Stack("experts.gate_up_proj", {"gate": "experts.{e}.w1", "up": "experts.{e}.w3"})`
+
+    A slot whose parts are the experts has, of each expert, the rows of all these one after another.
     """
 
     into: str
@@ -92,11 +94,25 @@ class Transpose:
 
 
 @dataclass(frozen=True)
+class Fold:
+    """Slots with these words [n, rows, ...] are stored with two axes as one: [n x rows, ...]."""
+
+    slot: str
+
+
+@dataclass(frozen=True)
 class Add:
     """Slots with these words are stored less a constant: Gemma's norms hold scale - 1."""
 
     slot: str
     constant: float
+
+
+@dataclass(frozen=True)
+class MinusExp:
+    """Slots with these words are minus the exponential of what is stored: Mamba's decay rates."""
+
+    slot: str
 
 
 @dataclass(frozen=True)
@@ -126,7 +142,7 @@ class Ignore:
 
 
 Layout = Fuse | Split | Interleave | Stack
-Rule = Layout | Rename | Older | Body | Transpose | Add | UnitRows | Tie | Ignore
+Rule = Layout | Rename | Older | Body | Transpose | Fold | Add | UnitRows | MinusExp | Tie | Ignore
 
 
 def for_checkpoint(rules: Sequence[Rule], tensors: Collection[str]) -> tuple[Rule, ...]:

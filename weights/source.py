@@ -160,6 +160,73 @@ class Stacked:
 
 
 @dataclass(frozen=True)
+class Folded:
+    """The rows of another source as `count` equal runs: [count, rows / count, ...]."""
+
+    of: Source
+    count: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        rows, *rest = self.of.shape
+        return (self.count, rows // self.count, *rest)
+
+    def read(self, box: Box) -> Array:
+        (start, stop), (first, last), *rest = box
+        runs = [self.of.read(piece) for piece in self._within(box)]
+        if not runs:
+            runs = [self.of.read(((0, 0), *rest))]
+        return np.concatenate(runs).reshape(stop - start, last - first, *runs[0].shape[1:])
+
+    def boxes(self, box: Box | None = None) -> Iterator[tuple[TensorInfo, Box]]:
+        for piece in self._within(whole(self.shape) if box is None else box):
+            yield from self.of.boxes(piece)
+
+    def _within(self, box: Box) -> list[Box]:
+        (start, stop), (first, last), *rest = box
+        rows = self.shape[1]
+        if (first, last) == (0, rows):
+            return [((start * rows, stop * rows), *rest)] if start < stop else []
+        return [((i * rows + first, i * rows + last), *rest) for i in range(start, stop)]
+
+    def __str__(self) -> str:
+        return f"fold({self.of}, {self.count})"
+
+
+@dataclass(frozen=True)
+class Joined:
+    """The rows of several sources, one after another."""
+
+    of: tuple[Source, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (sum(source.shape[0] for source in self.of), *self.of[0].shape[1:])
+
+    def read(self, box: Box) -> Array:
+        pieces = [source.read(piece) for source, piece in self._within(box)]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def boxes(self, box: Box | None = None) -> Iterator[tuple[TensorInfo, Box]]:
+        for source, piece in self._within(whole(self.shape) if box is None else box):
+            yield from source.boxes(piece)
+
+    def _within(self, box: Box) -> list[tuple[Source, Box]]:
+        (start, stop), *rest = box
+        pieces: list[tuple[Source, Box]] = []
+        before = 0
+        for source in self.of:
+            first, last = max(start - before, 0), min(stop - before, source.shape[0])
+            if first < last:
+                pieces.append((source, ((first, last), *rest)))
+            before += source.shape[0]
+        return pieces or [(self.of[0], ((0, 0), *rest))]
+
+    def __str__(self) -> str:
+        return f"join({', '.join(map(str, self.of))})"
+
+
+@dataclass(frozen=True)
 class Plus:
     """Another source and a constant, added in f32: a norm's 1 + w loses bits in half precision."""
 
@@ -201,6 +268,27 @@ class UnitLength:
 
     def __str__(self) -> str:
         return f"{self.of} with rows of length 1"
+
+
+@dataclass(frozen=True)
+class NegativeExponential:
+    """Minus the exponential of another source, in f32."""
+
+    of: Source
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.of.shape
+
+    def read(self, box: Box) -> Array:
+        negative: Array = -np.exp(cast(self.of.read(box), DType.F32))
+        return negative
+
+    def boxes(self, box: Box | None = None) -> Iterator[tuple[TensorInfo, Box]]:
+        return self.of.boxes(box)
+
+    def __str__(self) -> str:
+        return f"-exp({self.of})"
 
 
 def whole(shape: Sequence[int]) -> Box:

@@ -171,17 +171,18 @@ def _outputs(slot: BoundSlot, dtype: DType) -> list[_Output]:
     stored = slot.shape
     code = CODES.get(slot.quant.dtype, "U8")
     if slot.quant.dtype is DType.I4:
-        if slot.shape[1] % 2:
+        *rows, columns = slot.shape
+        if columns % 2:
             raise WeightError(
-                f"{slot.name}: {slot.shape[1]} columns do not pack two int4 to a byte; leave it"
+                f"{slot.name}: {columns} columns do not pack two int4 to a byte; leave it"
                 " unquantized or use int8"
             )
-        stored = (slot.shape[0], slot.shape[1] // 2)
+        stored = (*rows, columns // 2)
     scales = scale_shape(slot.shape, slot.quant)
-    rows = slot.quant.scale
+    kind = slot.quant.scale
     return [
         _Output(slot.name, code, stored, _entry(slot, slot.quant.dtype, slot.shape)),
-        _Output(scale_name(slot.name), CODES[rows], scales, _entry(slot, rows, scales)),
+        _Output(scale_name(slot.name), CODES[kind], scales, _entry(slot, kind, scales)),
     ]
 
 
@@ -248,7 +249,8 @@ def _make(
         else:
             values = np.ascontiguousarray(cast(values, DType.F32))
             finite = is_finite(values)
-            integers, scales = quantize_rows(values, slot.quant, steps=int4_steps)
+            rows_of_all = values.reshape(-1, values.shape[-1])  # experts' one after the other
+            integers, scales = quantize_rows(rows_of_all, slot.quant, steps=int4_steps)
             packed = pack_int4(integers) if slot.quant.dtype is DType.I4 else integers
             arrays = [packed, scales]
         for i, array in enumerate(arrays):

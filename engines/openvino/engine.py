@@ -15,11 +15,12 @@ import openvino as ov
 
 from paddock.engines.openvino.lowering import lowers
 from paddock.engines.openvino.paged_attention import check_binding
+from paddock.engines.openvino.recurrent import check_kernels
 from paddock.engines.openvino.session import OpenVINOSession
 from paddock.engines.openvino.settings import rounding, settings
 from paddock.engines.protocol import BuildError, Capabilities, StepInputs, WeightSource
 from paddock.graph import DType, Graph, GraphError, Tensor
-from paddock.graph.ops import Dequantize, Input
+from paddock.graph.ops import Dequantize, Input, StateSlots
 from paddock.graph.passes import run_passes
 from paddock.graph.passes.expand import expand
 from paddock.graph.passes.pattern import Match, Rewrite
@@ -69,6 +70,8 @@ def build(graph: Graph, options: Mapping[str, Any]) -> OpenVINOEngine:
             raise BuildError(
                 f"{node.where}: the step has no array {node.op.key!r}; it has {', '.join(_STEP)}"
             )
+    if any(True for _ in graph.find(StateSlots)):
+        check_kernels()
     settings(graph, options)  # a cache type that does not go with the arithmetic fails here
     return OpenVINOEngine(graph)
 

@@ -16,7 +16,8 @@ import openvino as ov
 from openvino import PartialShape, Shape, Type, op
 from openvino import opset16 as opset
 
-from paddock.engines.openvino import sequences
+from paddock.engines.openvino import recurrent, sequences
+from paddock.engines.openvino.experts import Order, grouped_linear, ordered, route
 from paddock.engines.openvino.paged_attention import Heads, paged_attention, takes
 from paddock.engines.openvino.portable_attention import PortableAttention
 from paddock.engines.openvino.weights import OV_TYPES, Weights
@@ -41,6 +42,8 @@ class Lowering:
     parameters: dict[str, Any] = field(default_factory=dict)
     tables: dict[Tensor, Any] = field(default_factory=dict)
     paddings: dict[Tensor, sequences.Padding] = field(default_factory=dict)
+    orders: dict[Tensor, Order] = field(default_factory=dict)
+    rows: dict[tuple[Tensor, ...], recurrent.Rows] = field(default_factory=dict)
 
     def parameter(self, key: str, kind: Type, shape: list[int]) -> Any:
         if key not in self.parameters:
@@ -144,9 +147,65 @@ def _cache(state: Lowering, node: Node, inputs: list[Any]) -> Any:
 
 
 def _state(state: Lowering, node: Node, inputs: list[Any]) -> Any:
-    source = node.op
+    return None  # the op that reads it knows in which layout
+
+
+def _slots(state: Lowering, tensor: Tensor, *shape: int) -> Any:
+    """The slots of a state as its op wants each: its own shape, or the same numbers otherwise."""
+    source = tensor.node.op
     assert isinstance(source, F.StateSlots)
-    return state.parameter(source.key, Type.f32, [-1, *fixed(source.shape[1:])])
+    return state.parameter(source.key, Type.f32, [-1, *(shape or fixed(source.shape[1:]))])
+
+
+def _rows(state: Lowering, tensors: tuple[Tensor, ...], step: list[Any]) -> recurrent.Rows:
+    key = tuple(tensors)
+    if key not in state.rows:
+        state.rows[key] = recurrent.rows(*step)
+    return state.rows[key]
+
+
+def _causal_conv(state: Lowering, node: Node, inputs: list[Any]) -> Any:
+    x, weight, _, *step = inputs[:6]
+    slots = _slots(state, node.inputs[2])
+    bias = inputs[6] if len(inputs) > 6 else None
+    return recurrent.causal_conv(x, weight, bias, slots, _rows(state, node.inputs[3:6], step))
+
+
+def _selective_scan(state: Lowering, node: Node, inputs: list[Any]) -> Any:
+    x, dt, a, b, c, d, _, *step = inputs
+    rows = _rows(state, node.inputs[7:10], step)
+    heads, size = node.inputs[0].type.size(1), node.inputs[0].type.size(2)
+    groups, n = node.inputs[3].type.size(1), node.inputs[3].type.size(2)
+    skipped = opset.multiply(x, opset.unsqueeze(d, _i64(1)))
+    if node.inputs[2].type.rank == 1:
+        slots = _slots(state, node.inputs[6])
+        return opset.add(recurrent.selective_scan(x, dt, a, b, c, slots, rows), skipped)
+    # The kernel knows one rate a head. Each number of a head's state becomes a head of its own,
+    # number by number, so that the heads of one B and C are neighbours; their results are summed.
+    if size != 1 or groups != 1:
+        raise BuildError(
+            f"{node.where}: openvino computes rates for each number of a state where heads are of"
+            f" size 1 and of one group, not {size} and {groups}"
+        )
+    slots = _slots(state, node.inputs[6], n * heads, 1, 1)
+    made = recurrent.selective_scan(
+        opset.tile(x, _i64(1, n, 1)),
+        opset.tile(dt, _i64(1, n)),
+        opset.reshape(opset.transpose(a, _i64(1, 0)), _i64(-1), False),
+        opset.reshape(b, _i64(0, n, 1), True),
+        opset.reshape(c, _i64(0, n, 1), True),
+        slots,
+        rows,
+    )
+    summed = opset.reduce_sum(opset.reshape(made, _i64(0, n, heads), True), _i64(1), False)
+    return opset.add(opset.unsqueeze(summed, _i64(2)), skipped)
+
+
+def _gated_delta_rule(state: Lowering, node: Node, inputs: list[Any]) -> Any:
+    q, k, v, gate, beta, _, *step = inputs
+    slots = _slots(state, node.inputs[5])
+    rows = _rows(state, node.inputs[6:9], step)
+    return recurrent.gated_delta_rule(q, k, v, gate, beta, slots, rows)
 
 
 def _weight(state: Lowering, node: Node, inputs: list[Any]) -> Any:
@@ -159,21 +218,31 @@ def _dequantize(state: Lowering, node: Node, inputs: list[Any]) -> Any:
     integers, scales = (t.node.op for t in node.inputs)
     if not (isinstance(integers, F.Weight) and isinstance(scales, F.Weight)):
         raise BuildError(f"{node.where}: dequantize expects stored integers and scales")
-    rows, columns = node.outputs[0].type.size(0), node.outputs[0].type.size(1)
-    groups = node.inputs[1].type.size(1)
+    *rows, columns = fixed(node.outputs[0].shape)
+    groups = node.inputs[1].type.size(-1)
     per_row = groups == 1
-    shape = (rows, columns) if per_row else (rows, groups, columns // groups)
-    scale_shape = (rows, 1) if per_row else (rows, groups, 1)
+    shape = (*rows, columns) if per_row else (*rows, groups, columns // groups)
+    scale_shape = (*rows, 1) if per_row else (*rows, groups, 1)
     kind = str(scales.dtype)
     values = opset.convert(state.weights.constant(integers, shape), kind)
     weight = opset.multiply(values, state.weights.constant(scales, scale_shape))
     if not per_row:
-        weight = opset.reshape(weight, _i64(rows, columns), False)
+        weight = opset.reshape(weight, _i64(*rows, columns), False)
     return opset.convert(weight, "f32")
 
 
 def _linear(state: Lowering, node: Node, inputs: list[Any]) -> Any:
     return opset.matmul(inputs[0], inputs[1], False, True)
+
+
+def _head_linear(state: Lowering, node: Node, inputs: list[Any]) -> Any:
+    product = node.op
+    assert isinstance(product, F.HeadLinear)
+    first, last = _i64(product.first), _i64(product.first + product.rows)
+    weight = opset.slice(inputs[1], first, last, _i64(1), _i64(1))
+    by_head = opset.transpose(inputs[0], _i64(1, 0, 2))
+    made = opset.matmul(by_head, weight, False, not product.turned)
+    return opset.transpose(made, _i64(1, 0, 2))
 
 
 def _gather(state: Lowering, node: Node, inputs: list[Any]) -> Any:
@@ -331,6 +400,29 @@ def _bidirectional_attention(state: Lowering, node: Node, inputs: list[Any]) -> 
     return sequences.attention(node.op, inputs, padding)
 
 
+def _route(state: Lowering, node: Node, inputs: list[Any]) -> Any:
+    assert isinstance(node.op, F.Route)
+    return route(node.op, node.inputs[0].type.size(1), *inputs)
+
+
+def _grouped_linear(state: Lowering, node: Node, inputs: list[Any]) -> Any:
+    assert isinstance(node.op, F.GroupedLinear)
+    x, weight, ids, *bias = inputs
+    held = node.inputs[1].type.size(0)
+    if node.inputs[2] not in state.orders:
+        # Both products of a layer have the same experts; with another tensor of numbers, another.
+        chosen = node.inputs[2].type.size(1)
+        state.orders[node.inputs[2]] = ordered(ids, chosen, node.op.first, held)
+    outputs = node.inputs[1].type.size(1)
+    each = node.inputs[0].type.rank == 3
+    return grouped_linear(x, weight, state.orders[node.inputs[2]], outputs, bias, each=each)
+
+
+def _weighted_sum(state: Lowering, node: Node, inputs: list[Any]) -> Any:
+    weights = opset.unsqueeze(inputs[1], _i64(2))
+    return opset.reduce_sum(opset.multiply(inputs[0], weights), _i64(1), False)
+
+
 def _binary(make: Callable[..., Any]) -> Callable[[Lowering, Node, list[Any]], Any]:
     return lambda state, node, inputs: make(inputs[0], inputs[1])
 
@@ -344,11 +436,15 @@ TABLE: dict[type[Op], Callable[[Lowering, Node, list[Any]], Any]] = {
     F.BidirectionalAttention: _bidirectional_attention,
     F.CacheBlocks: _cache,
     F.Cast: _cast,
+    F.CausalConv: _causal_conv,
     F.Clamp: _clamp,
     F.Concat: _concat,
     F.Dequantize: _dequantize,
     F.Fill: _fill,
+    F.GatedDeltaRule: _gated_delta_rule,
     F.Gather: _gather,
+    F.GroupedLinear: _grouped_linear,
+    F.HeadLinear: _head_linear,
     F.Input: _input,
     F.LayerNorm: _layer_norm,
     F.Linear: _linear,
@@ -356,11 +452,14 @@ TABLE: dict[type[Op], Callable[[Lowering, Node, list[Any]], Any]] = {
     F.RMSNorm: _rms_norm,
     F.Reshape: _reshape,
     F.Rotary: _rotary,
+    F.Route: _route,
     F.RotaryAngles: _rotary_angles,
     F.Scale: _scale,
+    F.SelectiveScan: _selective_scan,
     F.Split: _split,
     F.StateSlots: _state,
     F.Weight: _weight,
+    F.WeightedSum: _weighted_sum,
 }
 
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
@@ -370,6 +469,7 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "relu": opset.relu,
     "sigmoid": opset.sigmoid,
     "tanh": opset.tanh,
+    "softplus": opset.softplus,
 }
 
 

@@ -73,7 +73,7 @@ def _activation_group(graph: Graph) -> int:
     """
     group, quantized = LARGEST_GROUP, False
     for node in graph.find(Dequantize):
-        columns, groups = node.inputs[0].type.size(1), node.inputs[1].type.size(1)
+        columns, groups = node.inputs[0].type.size(-1), node.inputs[1].type.size(-1)
         width = columns // groups if groups > 1 else 1 << (columns.bit_length() - 1)
         group, quantized = gcd(group, width), True
     return group if quantized else 0

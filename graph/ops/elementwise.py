@@ -135,6 +135,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": lambda x: np.maximum(x, x.dtype.type(0)),
     "sigmoid": _sigmoid,
     "tanh": np.tanh,
+    "softplus": lambda x: np.logaddexp(x, x.dtype.type(0)),
 }
 
 

@@ -11,7 +11,7 @@ from paddock.graph.graph import current_graph
 from paddock.graph.mesh import Mesh
 from paddock.graph.op import Op
 from paddock.graph.parameter import Cache, Parameter, QuantFormat, State
-from paddock.graph.tensor import BLOCK_SIZE, BLOCKS, SLOTS, Shape, Tensor, TensorType
+from paddock.graph.tensor import BLOCK_SIZE, BLOCKS, SLOTS, Shape, Tensor, TensorType, fixed
 
 
 @dataclass(frozen=True)
@@ -124,28 +124,29 @@ class Fill(Op):
 class Dequantize(Op):
     """Integers [rows, columns] times scales [rows, columns / group] -> weights [rows, columns].
 
-    One scale a row where there is one group.
+    One scale a row where there is one group. Experts' weights have an axis in front.
     """
 
     dtype: DType
 
     def infer(self, values: TensorType, scales: TensorType) -> TensorType:
-        if values.rank != 2 or values.dtype not in (DType.I8, DType.I4) or scales.rank != 2:
-            raise GraphError(f"expected integers and scales of two axes: {values}, {scales}")
+        if values.rank not in (2, 3) or values.dtype not in (DType.I8, DType.I4):
+            raise GraphError(f"expected integers of two or three axes: {values}, {scales}")
+        if scales.rank != values.rank:
+            raise GraphError(f"expected scales of as many axes as integers: {values}, {scales}")
         if not (self.dtype.is_float and scales.dtype.is_float):
             raise GraphError(
                 f"expected floats for the scales and the result: {scales}, {self.dtype}"
             )
-        if scales.size(0) != values.size(0) or values.size(1) % scales.size(1):
+        if scales.shape[:-1] != values.shape[:-1] or values.size(-1) % scales.size(-1):
             raise GraphError(f"scales {scales} do not divide the integers {values} into groups")
         return TensorType(self.dtype, values.shape)
 
     def compute(self, values: Array, scales: Array) -> Array:
-        rows, columns = values.shape
         # f32 holds the product of 8 bits and the 11 of an f16 scale exactly.
-        groups = values.astype(np.float32).reshape(rows, scales.shape[1], -1)
+        groups = values.astype(np.float32).reshape(*scales.shape, -1)
         weights = groups * scales.astype(np.float32)[..., None]
-        return weights.reshape(rows, columns).astype(self.dtype.numpy)
+        return weights.reshape(values.shape).astype(self.dtype.numpy)
 
 
 def input_tensor(key: str, dtype: DType, *shape: object) -> Tensor:
@@ -181,19 +182,17 @@ def scale_name(name: str) -> str:
     return f"{name.removesuffix('.weight')}.scale"
 
 
-def scale_shape(shape: Shape, quant: QuantFormat) -> tuple[int, int]:
-    """[rows, groups]. Raises `GraphError` where the columns are not whole groups."""
-    rows, columns = shape
-    assert isinstance(rows, int)
-    assert isinstance(columns, int)
+def scale_shape(shape: Shape, quant: QuantFormat) -> tuple[int, ...]:
+    """[..., rows, groups]. Raises `GraphError` where the columns are not whole groups."""
+    *rows, columns = fixed(shape)
     if quant.group is None:
-        return rows, 1
+        return *rows, 1
     if columns % quant.group:
         raise GraphError(
             f"{columns} columns are not whole groups of {quant.group}; choose a group that"
             f" divides {columns}, or quantize per row"
         )
-    return rows, columns // quant.group
+    return *rows, columns // quant.group
 
 
 def cache(slot: Cache, mesh: Mesh, dtype: DType) -> Tensor:

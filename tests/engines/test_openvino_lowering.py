@@ -52,6 +52,35 @@ def split_up(case: Case) -> tuple[Tensor, ...]:
     return F.split(tokens(case, 24), 4, 8, 12)
 
 
+def numbers(case: Case, experts: int, chosen: int = 2) -> Tensor:
+    random = np.random.default_rng(experts)
+    ids = [random.permutation(experts)[:chosen] for _ in range(7)]
+    return case.tokens("numbers", np.array(ids, np.int64))
+
+
+def two_products(case: Case) -> Tensor:
+    ids = numbers(case, 5)
+    inner = F.grouped_linear(tokens(case, 24), case.weight("up", values(5, 16, 24)), ids)
+    return F.grouped_linear(inner, case.weight("down", values(5, 24, 16)), ids)
+
+
+def routing(op: F.Route, *, bias: bool) -> Build:
+    def build(case: Case) -> tuple[Tensor, Tensor]:
+        weights, ids = F.route(tokens(case, 8), op, case.weight("b", values(8)) if bias else None)
+        return weights, F.cast(ids, DType.F32)
+
+    return build
+
+
+ROUTES = [
+    ("softmax", F.Route(3), False),
+    ("softmax of those chosen", F.Route(3, "chosen_softmax"), False),
+    ("normalized", F.Route(3, normalize=True, epsilon=0.1, scale=2.5), False),
+    ("sigmoid with a bias", F.Route(3, "sigmoid"), True),
+    ("in groups", F.Route(3, "sigmoid", groups=4, kept_groups=2, group_best=2), True),
+    ("sparsemixer", F.Route(2, "sparsemixer", jitter=0.2), False),
+]
+
 CASES: dict[str, Build] = {
     "add": lambda c: F.add(tokens(c, 24), tokens(c, 24, name="y")),
     "add bias": lambda c: F.add(tokens(c, 24), c.weight("b", values(24))),
@@ -98,6 +127,35 @@ CASES: dict[str, Build] = {
     "int4 embedding": lambda c: F.gather(
         quantized(c, DType.I4, 50, 64, 2), c.tokens("ids", np.array([49, 0, 7]))
     ),
+    **{f"route {name}": routing(op, bias=bias) for name, op, bias in ROUTES},
+    "grouped linear": lambda c: F.grouped_linear(
+        tokens(c, 24), c.weight("w", values(5, 16, 24)), numbers(c, 5)
+    ),
+    "grouped linear of one": lambda c: F.grouped_linear(
+        tokens(c, 24), c.weight("w", values(5, 16, 24)), numbers(c, 5, chosen=1)
+    ),
+    "grouped linear of each and bias": lambda c: F.grouped_linear(
+        tokens(c, 2, 24),
+        c.weight("w", values(5, 16, 24)),
+        numbers(c, 5),
+        c.weight("b", values(5, 16)),
+    ),
+    "grouped linear of a share": lambda c: F.grouped_linear(
+        tokens(c, 24), c.weight("w", values(3, 16, 24)), numbers(c, 9), first=4
+    ),
+    "grouped linear of bf16": lambda c: F.grouped_linear(
+        tokens(c, 24),
+        F.cast(c.weight("w", values(5, 16, 24, dtype=DType.BF16)), DType.F32),
+        numbers(c, 5),
+    ),
+    "two grouped linears": lambda c: two_products(c),
+    "head linear": lambda c: F.head_linear(
+        tokens(c, 3, 24), c.weight("w", values(3, 20, 24)), slice(12, 20)
+    ),
+    "head linear turned": lambda c: F.head_linear(
+        tokens(c, 3, 12), c.weight("w", values(3, 20, 24)), slice(0, 12), turned=True
+    ),
+    "weighted sum": lambda c: F.weighted_sum(tokens(c, 2, 24), tokens(c, 2, name="weights")),
     "angles": lambda c: angles(c),
     "angles times a factor": lambda c: angles(c, 1.3),
     "rotary": lambda c: rotated(c, 32),
@@ -123,6 +181,7 @@ def test_every_op_of_the_table_is_compared() -> None:
     """Sources and dequantize are operands above; attentions and states have their own files."""
     compared = {type(n.op) for build in CASES.values() for n in compiled(build)[2].nodes}
     elsewhere = {F.Attention, F.BidirectionalAttention, F.CacheBlocks, F.StateSlots}
+    elsewhere |= {F.CausalConv, F.SelectiveScan, F.GatedDeltaRule}
     assert set(TABLE) - compared == elsewhere
 
 

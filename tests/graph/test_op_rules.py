@@ -30,6 +30,15 @@ def qkv(**changes: str) -> tuple[str, ...]:
     return tuple((given | changes).values())
 
 
+STATE_STEP = ("i32[sequences + 1]", "i32[sequences]", "i32[sequences]")
+SCAN = (
+    *("f32[tokens, 4, 6]", "f32[tokens, 4]", "f32[4]"),
+    *("f32[tokens, 2, 8]", "f32[tokens, 2, 8]", "f32[4]"),
+)
+DELTA = (
+    *("f32[tokens, 2, 8]", "f32[tokens, 2, 8]", "f32[tokens, 4, 6]"),
+    *("f32[tokens, 4]", "f32[tokens, 4]"),
+)
 ACCEPTED: list[tuple[Op, tuple[str, ...], str]] = [
     (F.Input("token_ids", I64, (TOKENS,)), (), "i64[tokens]"),
     (F.Weight("w", BF16, (6, 4), (("q", 4), ("k", 2))), (), "bf16[6, 4]"),
@@ -71,6 +80,38 @@ ACCEPTED: list[tuple[Op, tuple[str, ...], str]] = [
     (F.Reshape(()), ("f32[tokens, 1]",), "f32[tokens]"),
     (F.Gather(), ("f32[64, 8]", "i64[tokens]"), "f32[tokens, 8]"),
     (F.Gather(), ("f32[tokens, 2, 8]", "i32[rows]"), "f32[rows, 2, 8]"),
+    (F.Route(2), ("bf16[tokens, 8]",), "f32[tokens, 2], i64[tokens, 2]"),
+    (F.Route(2, "sigmoid"), ("f64[tokens, 8]", "f32[8]"), "f64[tokens, 2], i64[tokens, 2]"),
+    (F.Route(4, groups=4, kept_groups=2), ("f32[tokens, 8]",), "f32[tokens, 4], i64[tokens, 4]"),
+    (
+        F.GroupedLinear(),
+        ("bf16[tokens, 8]", "bf16[4, 6, 8]", "i64[tokens, 2]"),
+        "bf16[tokens, 2, 6]",
+    ),
+    (
+        F.GroupedLinear(4),
+        ("f32[tokens, 2, 8]", "f32[4, 6, 8]", "i64[tokens, 2]", "f32[4, 6]"),
+        "f32[tokens, 2, 6]",
+    ),
+    (F.HeadLinear(2, 4), ("f32[tokens, 3, 8]", "f32[3, 6, 8]"), "f32[tokens, 3, 4]"),
+    (F.HeadLinear(0, 4, True), ("f32[tokens, 3, 4]", "f32[3, 6, 8]"), "f32[tokens, 3, 8]"),
+    (
+        F.CausalConv(),
+        ("bf16[tokens, 8]", "bf16[8, 1, 4]", "bf16[slots, 8, 4]", *STATE_STEP, "bf16[8]"),
+        "bf16[tokens, 8]",
+    ),
+    (
+        F.SelectiveScan(),
+        (*SCAN, "f32[slots, 4, 6, 8]", *STATE_STEP),
+        "f32[tokens, 4, 6]",
+    ),
+    (
+        F.GatedDeltaRule(),
+        (*DELTA, "f32[slots, 4, 6, 8]", *STATE_STEP),
+        "f32[tokens, 4, 6]",
+    ),
+    (F.WeightedSum(), ("bf16[tokens, 2, 6]", "f32[tokens, 2]"), "bf16[tokens, 6]"),
+    (F.Dequantize(F32), ("i8[4, 6, 8]", "f16[4, 6, 2]"), "f32[4, 6, 8]"),
     (F.AllReduce(), ("f32[tokens, 8]",), "f32[tokens, 8]"),
     (F.AllGather(4), ("f32[rows, 8]",), "f32[rows, 32]"),
     (F.Send(), ("f32[tokens, 8]",), "f32[tokens, 8]"),
@@ -85,9 +126,123 @@ REFUSED: list[tuple[Op, tuple[str, ...], str]] = [
     (F.Weight("w", F32, (4, 4), (("q", 8), ("k", -4))), (), "are not the rows of (4, 4)"),
     (F.CacheBlocks("c", F32, (BLOCKS, BLOCK_SIZE, 0, 16)), (), "has an empty axis"),
     (F.StateSlots("s", F32, (SLOTS, 0)), (), "has an empty axis"),
-    (F.Dequantize(F32), ("f32[6, 8]", "f16[6, 2]"), "expected integers and scales of two axes"),
-    (F.Dequantize(F32), ("i8[8]", "f16[8, 1]"), "expected integers and scales of two axes"),
-    (F.Dequantize(F32), ("i8[6, 8]", "f16[6]"), "expected integers and scales of two axes"),
+    (F.Dequantize(F32), ("f32[6, 8]", "f16[6, 2]"), "expected integers of two or three axes"),
+    (F.Route(2, "relu"), ("f32[tokens, 8]",), "scores 'relu' is none of softmax, sigmoid"),
+    (F.Route(2), ("i64[tokens, 8]",), "expected logits [tokens, experts] in floats"),
+    (F.Route(9), ("f32[tokens, 8]",), "9 of 8 experts cannot be chosen"),
+    (F.Route(2), ("f32[tokens, 8]", "f32[4]"), "expected one bias [8]"),
+    (F.Route(3, "sparsemixer"), ("f32[tokens, 8]",), "sparsemixer chooses two experts"),
+    (F.Route(2, groups=3), ("f32[tokens, 8]",), "8 experts are not 3 equal groups"),
+    (F.Route(2, groups=4, kept_groups=5), ("f32[tokens, 8]",), "of which 5 are kept"),
+    (F.Route(5, groups=4, kept_groups=2), ("f32[tokens, 8]",), "groups of 2: 1 of one, or 5 of 2"),
+    (
+        F.GroupedLinear(),
+        ("f32[tokens, 6]", "f32[4, 6, 8]", "i64[tokens, 2]"),
+        "expected x [tokens, inputs]",
+    ),
+    (
+        F.GroupedLinear(),
+        ("f32[tokens, 8]", "bf16[4, 6, 8]", "i64[tokens, 2]"),
+        "element types differ",
+    ),
+    (
+        F.GroupedLinear(),
+        ("f32[tokens, 8]", "f32[4, 6, 8]", "f32[tokens, 2]"),
+        "expected the numbers of experts",
+    ),
+    (
+        F.GroupedLinear(),
+        ("f32[tokens, 3, 8]", "f32[4, 6, 8]", "i64[tokens, 2]"),
+        "has not one input for each",
+    ),
+    (
+        F.GroupedLinear(),
+        ("f32[tokens, 8]", "f32[4, 6, 8]", "i64[tokens, 2]", "f32[6]"),
+        "expected one bias for",
+    ),
+    (
+        F.GroupedLinear(-1),
+        ("f32[tokens, 8]", "f32[4, 6, 8]", "i64[tokens, 2]"),
+        "the first expert is -1",
+    ),
+    (F.HeadLinear(0, 4), ("f32[tokens, 2, 8]", "f32[3, 6, 8]"), "expected x [tokens, heads, inp"),
+    (F.HeadLinear(0, 4), ("f32[tokens, 3, 8]", "bf16[3, 6, 8]"), "expected floats of one type"),
+    (F.HeadLinear(4, 4), ("f32[tokens, 3, 8]", "f32[3, 6, 8]"), "has no 4 rows from 4 on"),
+    (F.HeadLinear(0, 4, True), ("f32[tokens, 3, 8]", "f32[3, 6, 8]"), "expected 4 inputs"),
+    (
+        F.CausalConv(),
+        ("f32[tokens, 8]", "f32[8, 4]", "f32[slots, 8, 4]", *STATE_STEP),
+        "expected x [tokens, channels]",
+    ),
+    (
+        F.CausalConv(),
+        ("f32[tokens, 8]", "bf16[8, 1, 4]", "f32[slots, 8, 4]", *STATE_STEP),
+        "expected floats of one type",
+    ),
+    (
+        F.CausalConv(),
+        ("f32[tokens, 8]", "f32[8, 1, 4]", "f32[slots, 8, 3]", *STATE_STEP),
+        "does not hold [8, 4] a sequence",
+    ),
+    (
+        F.CausalConv(),
+        ("f32[tokens, 8]", "f32[8, 1, 4]", "f32[slots, 8, 4]", *STATE_STEP, "f32[4]"),
+        "expected one bias",
+    ),
+    (
+        F.CausalConv(),
+        ("f32[tokens, 8]", "f32[8, 1, 4]", "f32[slots, 8, 4]", *STATE_STEP[:2], "f32[sequences]"),
+        "expected integers along one axis",
+    ),
+    (
+        F.CausalConv(),
+        ("f32[tokens, 8]", "f32[8, 1, 4]", "f32[slots, 8, 4]", *STATE_STEP[:2], "i32[rows]"),
+        "of different sequences",
+    ),
+    (
+        F.SelectiveScan(),
+        ("f32[tokens, 24]", *SCAN[1:], "f32[slots, 4, 6, 8]", *STATE_STEP),
+        "expected x [tokens, heads, size]",
+    ),
+    (
+        F.SelectiveScan(),
+        (*SCAN[:3], "f32[tokens, 3, 8]", *SCAN[4:], "f32[slots, 4, 6, 8]", *STATE_STEP),
+        "expected B and C",
+    ),
+    (
+        F.SelectiveScan(),
+        (*SCAN[:2], "f32[6]", *SCAN[3:], "f32[slots, 4, 6, 8]", *STATE_STEP),
+        "expected A [heads] or [heads, 8]",
+    ),
+    (
+        F.SelectiveScan(),
+        (*SCAN[:2], "bf16[4]", *SCAN[3:], "f32[slots, 4, 6, 8]", *STATE_STEP),
+        "expected floats of one type",
+    ),
+    (
+        F.GatedDeltaRule(),
+        ("f32[tokens, 2, 4]", *DELTA[1:], "f32[slots, 4, 6, 8]", *STATE_STEP),
+        "expected q, k and v",
+    ),
+    (
+        F.GatedDeltaRule(),
+        ("f32[tokens, 3, 8]", "f32[tokens, 3, 8]", *DELTA[2:], "f32[slots, 4, 6, 8]", *STATE_STEP),
+        "4 heads do not share the 3",
+    ),
+    (
+        F.GatedDeltaRule(),
+        (*DELTA[:4], "f32[tokens, 2]", "f32[slots, 4, 6, 8]", *STATE_STEP),
+        "expected gate and beta",
+    ),
+    (
+        F.GatedDeltaRule(),
+        (*DELTA[:4], "bf16[tokens, 4]", "f32[slots, 4, 6, 8]", *STATE_STEP),
+        "expected floats of one type",
+    ),
+    (F.WeightedSum(), ("f32[tokens, 8]", "f32[tokens, 2]"), "expected [tokens, chosen, features]"),
+    (F.WeightedSum(), ("f32[tokens, 2, 8]", "f32[tokens, 3]"), "are not for"),
+    (F.Dequantize(F32), ("i8[8]", "f16[8, 1]"), "expected integers of two or three axes"),
+    (F.Dequantize(F32), ("i8[6, 8]", "f16[6]"), "expected scales of as many axes"),
     (F.Dequantize(I64), ("i8[6, 8]", "f16[6, 2]"), "expected floats for the scales and the result"),
     (F.Dequantize(F32), ("i8[6, 8]", "f16[6, 3]"), "do not divide the integers i8[6, 8]"),
     (F.Dequantize(F32), ("i8[6, 8]", "f16[4, 2]"), "do not divide the integers i8[6, 8]"),

@@ -93,6 +93,7 @@ TRUTH: dict[str, Callable[[float], float]] = {
     "relu": lambda x: max(x, 0.0),
     "sigmoid": _sigmoid,
     "tanh": math.tanh,
+    "softplus": lambda x: math.log1p(math.exp(-abs(x))) + max(x, 0),
 }
 
 
@@ -260,8 +261,10 @@ def test_what_is_fed_has_no_value_of_its_own() -> None:
 def test_every_op_that_computes_is_tried_here() -> None:
     source = (F.Input, F.Weight, F.CacheBlocks, F.StateSlots)
     collective = (F.AllReduce, F.AllGather, F.Send, F.Receive)
-    # test_attention_values, test_bidirectional_values
-    elsewhere = (F.Attention, F.BidirectionalAttention)
+    # Those with a file of their own.
+    elsewhere: tuple[type[Op], ...] = (F.Attention, F.BidirectionalAttention)
+    elsewhere += (F.Route, F.GroupedLinear, F.WeightedSum)
+    elsewhere += (F.HeadLinear, F.CausalConv, F.SelectiveScan, F.GatedDeltaRule)
     tried = {
         *(F.Add, F.Mul, F.Scale, F.Cast, F.Activation, F.Linear, F.RMSNorm, F.LayerNorm),
         *(F.Clamp, F.Fill),

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from paddock.graph import Array
-from tests.models.decoder_draws import FAMILIES, LENGTHS, Config, Draw
+from tests.models.decoder_draws import LENGTHS, Config, Draw
+from tests.models.drawn_families import FAMILIES
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -59,6 +60,7 @@ def publish_config(fields: Config, folder: Path, *, seed: int) -> Published:
 def made(fields: Config, seed: int) -> Any:
     """transformers' model of a config, with weights large enough for attention to be sharp."""
     config = transformers.CONFIG_MAPPING[fields["model_type"]].from_dict(_copy(fields))
+    config._experts_implementation = "eager"  # the others take rows of whole 16 bytes
     model_class = getattr(transformers, fields["architectures"][0])
     model = model_class._from_config(config, attn_implementation="eager", dtype=torch.float32)
     random = np.random.default_rng([seed, 1])
@@ -74,6 +76,9 @@ def made(fields: Config, seed: int) -> Any:
             elif slot is not model.get_input_embeddings().weight:
                 values = 1.2 * values / np.sqrt(min(slot.shape))
             slot.copy_(torch.tensor(values, dtype=torch.float32))
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.copy_(torch.tensor(0.3 * random.standard_normal(buffer.shape)))
     return model.eval()
 
 

@@ -21,7 +21,8 @@ from paddock.layers import trace
 from paddock.models import registry
 from paddock.models.registry import Architecture
 from paddock.weights import BoundWeights, Checkpoint, prove, write
-from tests.models.decoder_draws import FAMILIES, LENGTHS
+from tests.models.decoder_draws import LENGTHS
+from tests.models.drawn_families import FAMILIES
 from tests.models.opened import OPTIONS, TOLERANCE, engine_kind
 from tests.models.play import chunks, decode, play, relative_error
 from tests.models.threads_as_ranks import MeshSession
