@@ -212,7 +212,7 @@ class LlamaForCausalLM(Module):
 
     def __init__(self, cfg: LlamaConfig) -> None:
         self.model = LlamaModel(cfg, type(self).Block)
-        self.lm_head = VocabHead(
+        self.lm_head: Module = VocabHead(
             cfg.hidden_size, cfg.vocab_size, scale=cfg.logit_scale, soft_cap=cfg.logit_cap
         )
 

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file, save_file
 
 from paddock.graph import Array
 from tests.models.decoder_draws import LENGTHS, Config, Draw
 from tests.models.drawn_families import FAMILIES
+from tests.models.remote_code_draws import REMOTE
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -45,6 +47,24 @@ def publish(family: str, number: int, folder: Path, *, divisible: bool = False) 
     """The `number`th draw of a family, with random weights that show every mistake."""
     draw = Draw(family, number, divisible=divisible)
     return publish_config(FAMILIES[family](draw), folder, seed=number)
+
+
+def publish_remote(family: str, number: int, folder: Path, *, divisible: bool = False) -> Published:
+    """The same of a family with code of its own: its twin's logits, its own names and layout."""
+    remote = REMOTE[family]
+    draw = Draw(family, number, divisible=divisible)
+    fields = remote.draw(draw) | {
+        "architectures": [remote.twin[0]],
+        "model_type": remote.twin[1],
+    }
+    made_by_twin = publish_config(fields, folder, seed=number)
+    tensors = remote.tensors(load_file(folder / "model.safetensors"), fields)
+    save_file(
+        {n: np.ascontiguousarray(a) for n, a in tensors.items()}, folder / "model.safetensors"
+    )
+    published = remote.config(fields) | {"architectures": [family]}
+    (folder / "config.json").write_text(json.dumps(published), "utf-8")
+    return made_by_twin
 
 
 def publish_config(fields: Config, folder: Path, *, seed: int) -> Published:

@@ -1,8 +1,9 @@
 """Every decoder family equals transformers on drawn configurations, from its saved checkpoint on.
 
-Nothing is arranged for Paddock: transformers saves config.json and weights, the registry reads the
-one, the family's weight map binds the others, and the engines run prompts whole, in chunks and
-token by token.
+Families whose code is not in transformers are compared with the class that has their mathematics
+(`remote_code_draws.py`). For the others nothing is arranged for Paddock: transformers saves
+config.json and weights, the registry reads the one, the family's weight map binds the others, and
+the engines run prompts whole, in chunks and token by token.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from tests.models.decoder_draws import LENGTHS
 from tests.models.drawn_families import FAMILIES
 from tests.models.opened import OPTIONS, TOLERANCE, engine_kind
 from tests.models.play import chunks, decode, play, relative_error
+from tests.models.remote_code_draws import REMOTE
 from tests.models.threads_as_ranks import MeshSession
 
 if TYPE_CHECKING:
@@ -40,14 +42,15 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Published]:
     """Checkpoints by family and draw, each made once."""
-    from tests.models.published import publish
+    from tests.models.published import publish, publish_remote
 
     class Drawn(dict[tuple[str, int], "Published"]):
         def __missing__(self, key: tuple[str, int]) -> Published:
             family, number = key
             folder = tmp_path_factory.mktemp(f"{family}-{number}")
             # The last draw is for several ranks too.
-            self[key] = publish(family, number, folder, divisible=number == DRAWS[-1])
+            make = publish if family in FAMILIES else publish_remote
+            self[key] = make(family, number, folder, divisible=number == DRAWS[-1])
             return self[key]
 
     return Drawn()
@@ -70,7 +73,7 @@ def bound(
 
 
 @pytest.mark.parametrize("number", DRAWS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *REMOTE])
 @pytest.mark.parametrize("engine", TOLERANCE)
 def test_equals_transformers(
     engine: str,
@@ -96,7 +99,7 @@ def test_equals_transformers(
 
 
 @pytest.mark.parametrize(("tp", "pp"), [(2, 1), (1, 2)])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *REMOTE])
 def test_ranks_agree_with_transformers(
     family: str, tp: int, pp: int, drawn: dict[tuple[str, int], Published], tmp_path: Path
 ) -> None:
