@@ -72,6 +72,9 @@ def run(options: argparse.Namespace) -> int:
                         flush=True,
                     )
 
-            return serve(app, served, listening, on_ready=tell)
+            try:
+                return serve(app, served, listening, on_ready=tell)
+            finally:
+                served.close()
         finally:
             running.close()

@@ -14,7 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from paddock.graph.errors import PaddockError
-from paddock.runtime.server import chat, completions, health, models_route, responses
+from paddock.runtime.server import chat, completions, health, models_route, responses, tracing
 from paddock.runtime.server.api_errors import ApiError, as_api_error, of_validation
 from paddock.runtime.server.body_limit import BodyLimit
 from paddock.runtime.server.documented import failures
@@ -55,7 +55,9 @@ def create_app(served: ServedModel, *, keys: Sequence[str], version: str) -> Fas
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]
 
     # The last that is added is the first that is asked.
-    app.add_middleware(BodyLimit, max_bytes=int(settings.max_body_mib * 2**20))
+    app.add_middleware(
+        BodyLimit, max_bytes=int(settings.max_body_mib * 2**20), seconds=settings.read_timeout_s
+    )
     app.add_middleware(Guard, settings=settings, keys=keys)
     if settings.cors_origins:
         app.add_middleware(
@@ -65,6 +67,10 @@ def create_app(served: ServedModel, *, keys: Sequence[str], version: str) -> Fas
             allow_headers=["authorization", "content-type", "x-request-id"],
             expose_headers=["x-request-id", "retry-after"],
         )
+    if settings.otlp_endpoint is not None:
+        traces = tracing.provider(settings.otlp_endpoint, version)
+        app.add_middleware(tracing.Traces, provider=traces, model=served.name)
+        served.on_close(traces.shutdown)
     app.add_middleware(RequestContexts, log=settings.log_requests)
     return app
 

@@ -34,6 +34,7 @@ _OURS = frozenset(
         "add_generation_prompt",
         "continue_final_message",
         "chat_template",
+        "self",
     )
 )
 
@@ -162,7 +163,7 @@ def chat_text(
 ) -> str:
     """A conversation as the model is given it. Raises `RequestError` and `ApiError`."""
     for name in variables:
-        if name in _OURS or not name.isidentifier():
+        if name in _OURS or name.startswith("_") or not name.isidentifier():
             raise ApiError(
                 400,
                 f"chat_template_kwargs: {name!r} is not the request's to set there",

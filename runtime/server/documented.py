@@ -11,6 +11,7 @@ _SAID = {
     401: "the API key is missing or wrong",
     403: "the request comes from a web page, or names a host, that this server does not serve",
     404: "there is no such model",
+    408: "the body did not come in time",
     413: "the body is larger than this server takes",
     429: "too much is waiting; `Retry-After` says when to try again",
     500: "the server or its engine failed",
@@ -23,8 +24,8 @@ def failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorBody, "description": _SAID[status]} for status in statuses}
 
 
-ALWAYS = failures(400, 401, 403, 413, 500, 503)
-GENERATING = failures(400, 401, 403, 404, 413, 429, 500, 503)
+ALWAYS = failures(400, 401, 403, 408, 413, 500, 503)
+GENERATING = failures(400, 401, 403, 404, 408, 413, 429, 500, 503)
 
 STREAMED_OR_NOT: dict[int | str, dict[str, Any]] = {
     **GENERATING,

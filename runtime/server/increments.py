@@ -25,10 +25,12 @@ async def merged(handles: Sequence[RequestHandle]) -> AsyncGenerator[tuple[int, 
             cancelling.enter_context(handle)
         if len(handles) == 1:
             async for increment in handles[0]:
-                yield 0, increment
+                if increment.finish_reason is not FinishReason.ERROR:  # raised at the end
+                    yield 0, increment
             return
-        async for numbered in _any_order(handles):
-            yield numbered
+        async for number, increment in _any_order(handles):
+            if increment.finish_reason is not FinishReason.ERROR:
+                yield number, increment
 
 
 async def _any_order(handles: Sequence[RequestHandle]) -> AsyncIterator[tuple[int, Increment]]:

@@ -39,6 +39,8 @@ class RequestContext:
     usage: Usage | None = None
     """Set once it is known."""
     error: str | None = None
+    """What went wrong midway, as the API names it."""
+    first_byte_seen: bool = False
 
     def failed_midway(self, answer: ApiError, error: BaseException) -> bytes:
         """The last event of a stream that fails after its status was sent."""

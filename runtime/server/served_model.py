@@ -54,6 +54,7 @@ class ServedModel:
     created: int = field(default_factory=lambda: int(time.time()))
     draining: bool = False
     """The server is shutting down and refuses new requests."""
+    _closing: list[Callable[[], object]] = field(default_factory=list)
     _preparing: int = 0
     _handles: WeakSet[RequestHandle] = field(default_factory=WeakSet)
     _threads: ThreadPoolExecutor = field(
@@ -131,7 +132,13 @@ class ServedModel:
         for handle in list(self._handles):
             handle.cancel()
 
+    def on_close(self, action: Callable[[], object]) -> None:
+        """Have something closed with this."""
+        self._closing.append(action)
+
     def close(self) -> None:
+        for action in self._closing:
+            action()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 
 from paddock.graph.errors import PaddockError
 from paddock.runtime.server import logs
+from paddock.runtime.server.bounded_http import BoundedHttp
 from paddock.runtime.server.health import health_of
 from paddock.runtime.server.served_model import ServedModel
 
@@ -70,6 +71,7 @@ def serve(
     """
     settings = served.settings
     logs.set_up(settings.log_format)
+    _allow_open_files(settings.max_connections + 256)
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -78,12 +80,25 @@ def serve(
         ws="none",
         timeout_graceful_shutdown=int(settings.drain_s) + 1,
         timeout_keep_alive=75,
-        h11_max_incomplete_event_size=64 << 10,
+        http=BoundedHttp,
+        limit_concurrency=settings.max_connections,
         lifespan="off",
     )
     server = _Server(config, served, on_ready)
     server.run(sockets=[listening])
     return ENGINE_GONE if server.engine_gone else 0
+
+
+def _allow_open_files(count: int) -> None:
+    """A connection is an open file, and the usual bound is as few as connections may be."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class _Server(uvicorn.Server):

@@ -41,6 +41,8 @@ class ServerSettings(BaseModel):
     page: Flag = True
     """Serve the chat page at `/`."""
 
+    max_connections: Count = 1024
+    """Connections at once; more are answered with 503."""
     max_body_mib: Seconds = 4.0
     """MiB of one request's body."""
     max_choices: Count = 128
@@ -51,6 +53,8 @@ class ServerSettings(BaseModel):
     """How deep a JSON schema may be nested."""
     request_timeout_s: Seconds | None = None
     """A request ends as it is after this time; it may ask for less with `deadline_s`."""
+    read_timeout_s: Seconds = 60.0
+    """A request's body has to come within this time."""
     write_timeout_s: Seconds = 60.0
     """A client that takes nothing for this long is disconnected."""
     drain_s: Seconds = 30.0

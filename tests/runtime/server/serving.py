@@ -16,28 +16,10 @@ from typing import Any, Self
 import openai
 
 
-class Serving:
-    """Started on any free port; as a context manager it ends with SIGTERM, and exit code 0."""
+class Asking:
+    """A server's address, and how tests ask it."""
 
-    def __init__(self, environment: Mapping[str, str], folder: Path, *arguments: str) -> None:
-        self._log = (folder / f"serve-{time.monotonic_ns()}.log").open("w+b")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "paddock", "serve", "server.port=0", "--json", *arguments],
-            env=dict(environment),
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-        )
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, self.log
-        self.told: dict[str, Any] = json.loads(line)
-        self.url = self.told["url"]
-
-    @property
-    def log(self) -> str:
-        return Path(self._log.name).read_text()
+    url: str
 
     def client(self, key: str = "none", **options: Any) -> openai.OpenAI:
         """The official client, which does not try again by itself."""
@@ -81,6 +63,30 @@ class Serving:
         while any((found := self.stats())[name] != value for name, value in expected.items()):
             assert time.monotonic() < end, found
             time.sleep(0.01)
+
+
+class Serving(Asking):
+    """Started on any free port; as a context manager it ends with SIGTERM, and exit code 0."""
+
+    def __init__(self, environment: Mapping[str, str], folder: Path, *arguments: str) -> None:
+        self._log = (folder / f"serve-{time.monotonic_ns()}.log").open("w+b")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "paddock", "serve", "server.port=0", "--json", *arguments],
+            env=dict(environment),
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, self.log
+        self.told: dict[str, Any] = json.loads(line)
+        self.url = self.told["url"]
+
+    @property
+    def log(self) -> str:
+        return Path(self._log.name).read_text()
 
     def stop(self, timeout_s: float = 60) -> int:
         """SIGTERM, and the exit code."""
