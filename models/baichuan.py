@@ -23,7 +23,7 @@ class BaichuanConfig(LlamaConfig):
     attention_bias: Literal[False] = False
     mlp_bias: Literal[False] = False
 
-    ignored: ClassVar[frozenset[str]] = frozenset({"z_loss_weight", "gradient_checkpointing"})
+    ignored: ClassVar[frozenset[str]] = frozenset({"z_loss_weight", "_from_model_config"})
 
     @property
     def has_alibi(self) -> bool:

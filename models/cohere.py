@@ -20,6 +20,7 @@ class CohereConfig(LlamaConfig):
     mlp_bias: Literal[False] = False
     tie_word_embeddings: bool = True
 
+    ignored: ClassVar[frozenset[str]] = frozenset({"model_max_length"})
     interleaved: ClassVar[bool] = True
     synonyms: ClassVar[dict[str, str]] = {"logit_scale": "logits_multiplier"}
 

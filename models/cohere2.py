@@ -20,6 +20,7 @@ class Cohere2Config(CohereConfig):
     ignored: ClassVar[frozenset[str]] = frozenset(
         (
             "cache_implementation",
+            "layer_switch",  # sliding_window_pattern again
             "order_of_interleaved_layers",
             "position_embedding_type",
             "rotary_pct",

@@ -116,3 +116,7 @@ class MptForCausalLM(Module):
 
     def forward(self, step: Step) -> Tensor:
         return self.lm_head(self.transformer(step), step)
+
+
+class MPTForCausalLM(MptForCausalLM):
+    """As the files of its authors name it."""

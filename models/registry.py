@@ -51,6 +51,7 @@ ARCHITECTURES: dict[str, str] = {
     "InternLM2ForCausalLM": "paddock.models.internlm2",
     "InternLM3ForCausalLM": "paddock.models.internlm3",
     "LlamaForCausalLM": "paddock.models.llama",
+    "MPTForCausalLM": "paddock.models.mpt",
     "MiniCPMForCausalLM": "paddock.models.minicpm",
     "MinistralForCausalLM": "paddock.models.ministral",
     "MistralForCausalLM": "paddock.models.mistral",

@@ -508,3 +508,6 @@ def mpt(draw: Draw) -> Config:
         },
         "tie_word_embeddings": draw.coin(),
     }
+
+
+DECODERS = tuple(FAMILIES)  # those of this file; other files of draws add their own to FAMILIES
