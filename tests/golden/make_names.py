@@ -54,7 +54,8 @@ def published(repo: str, config: Config) -> Shapes:
     shapes = {name: list(t.shape) for name, t in model.state_dict().items()}
     if getattr(cfg, "tie_word_embeddings", False):
         del shapes["lm_head.weight"]
-    return OTHERWISE.get(config["model_type"], lambda s: s)(shapes)
+    otherwise = OTHERWISE.get(config["model_type"])
+    return shapes if otherwise is None else otherwise(shapes)
 
 
 def _each_layer(shapes: Shapes, word: str, extra: Mapping[str, list[int]]) -> Shapes:
