@@ -14,7 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from paddock.graph.errors import PaddockError
-from paddock.runtime.server import chat, completions, health, models_route, responses, tracing
+from paddock.runtime.server import chat, completions, health, models_route, page, responses, tracing
 from paddock.runtime.server.api_errors import ApiError, as_api_error, of_validation
 from paddock.runtime.server.body_limit import BodyLimit
 from paddock.runtime.server.documented import failures
@@ -51,6 +51,8 @@ def create_app(served: ServedModel, *, keys: Sequence[str], version: str) -> Fas
         _metrics_route(metrics),
     ):
         app.include_router(router)
+    if settings.page:
+        app.include_router(page.routes())
     _answer_errors(app)
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]
 
