@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 from paddock.engines.protocol import Session
-from paddock.graph import DType, Mesh, Module
+from paddock.graph import Mesh, Module
 from paddock.layers import trace
 from paddock.models import registry
-from paddock.models.registry import Architecture
-from paddock.weights import BoundWeights, Checkpoint, prove, write
+from paddock.weights import BoundWeights
+from tests.models.bound_folder import bound
 from tests.models.decoder_draws import LENGTHS
 from tests.models.drawn_families import FAMILIES
 from tests.models.opened import OPTIONS, TOLERANCE, engine_kind
@@ -54,22 +54,6 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Pub
             return self[key]
 
     return Drawn()
-
-
-def bound(
-    model: Module, architecture: Architecture, folder: Path, out: Path, mesh: Mesh
-) -> BoundWeights:
-    """One rank's weights, bound as a recipe would bind them."""
-    binding = prove(
-        dict(model.named_parameters()),
-        Checkpoint.open(folder).tensors,
-        importlib.import_module(architecture.weight_map).HUGGING_FACE,
-        mesh,
-        tied=bool(getattr(architecture.config, "tie_word_embeddings", False)),
-    )
-    out.mkdir()
-    write(binding, out, DType.F32)
-    return BoundWeights.open(out, folder)
 
 
 @pytest.mark.parametrize("number", DRAWS)
