@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from paddock.graph.dtype import DType
@@ -15,13 +16,15 @@ from paddock.graph.tensor import Tensor
 class Parts:
     """Named segments of one axis, e.g. the q, k and v rows of a fused projection.
 
-    `unit` is the size that a rank never cuts through (the head size, in attention). Where ranks
-    outnumber the units of a part and `repeat` is set, neighbouring ranks hold the same unit.
+    `unit` is the size that a rank never cuts through (the head size, in attention), `units` that of
+    the parts named in it. Where ranks outnumber the units of a part and `repeat` is set,
+    neighbouring ranks hold the same unit.
     """
 
     sizes: dict[str, int]
     unit: int = 1
     repeat: bool = False
+    units: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -36,20 +39,20 @@ class Parts:
     def local(self, mesh: Mesh) -> Parts:
         """The same segments with the sizes that one rank holds."""
         sizes = {part: self._width(part, mesh.tp) for part in self.sizes}
-        return Parts(sizes, self.unit, self.repeat)
+        return Parts(sizes, self.unit, self.repeat, self.units)
 
     def _width(self, part: str, tp: int) -> int:
-        size = self.sizes[part]
-        units, rest = divmod(size, self.unit)
+        size, unit = self.sizes[part], self.units.get(part, self.unit)
+        units, rest = divmod(size, unit)
         if rest:
-            raise GraphError(f"part {part!r}: {size} is not a multiple of its unit {self.unit}")
+            raise GraphError(f"part {part!r}: {size} is not a multiple of its unit {unit}")
         if units % tp == 0:
             return size // tp
         if self.repeat and tp % units == 0:
-            return self.unit
+            return unit
         fits = [n for n in range(1, min(units, 64) + 1) if units % n == 0]
         raise GraphError(
-            f"part {part!r}: {units} units of {self.unit} do not divide over tp={tp};"
+            f"part {part!r}: {units} units of {unit} do not divide over tp={tp};"
             f" tp may be one of {', '.join(map(str, fits))}"
             + (f", or a multiple of {units}" if self.repeat else "")
         )

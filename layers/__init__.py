@@ -3,6 +3,7 @@
 from paddock.layers.activation import ACTIVATIONS, activate
 from paddock.layers.attention import Attention
 from paddock.layers.bidirectional import BidirectionalAttention, RelativeBiases
+from paddock.layers.delta_net import GatedDeltaNet
 from paddock.layers.embedding import Embedding, PositionEmbedding
 from paddock.layers.experts import Experts, GroupedLinear, MixtureOfExperts, Router
 from paddock.layers.heads import Linear, read_rows
@@ -13,6 +14,7 @@ from paddock.layers.norm import HeadwiseLayerNorm, JointRMSNorm, LayerNorm, RMSN
 from paddock.layers.pipeline import Pipeline
 from paddock.layers.post_norm import PostNormBlock
 from paddock.layers.quantize import quantize
+from paddock.layers.recurrent import CausalConv, GatedRMSNorm, Mamba2Mixer, MambaMixer
 from paddock.layers.rotary import Rotary, RotaryScaling
 from paddock.layers.step import Step
 from paddock.layers.trace import trace
@@ -22,16 +24,21 @@ __all__ = [
     "MLP",
     "Attention",
     "BidirectionalAttention",
+    "CausalConv",
     "ColumnLinear",
     "Embedding",
     "Experts",
+    "GatedDeltaNet",
     "GatedMLP",
+    "GatedRMSNorm",
     "GroupedLinear",
     "HeadwiseLayerNorm",
     "JointRMSNorm",
     "LatentAttention",
     "LayerNorm",
     "Linear",
+    "Mamba2Mixer",
+    "MambaMixer",
     "MixtureOfExperts",
     "Pipeline",
     "PositionEmbedding",

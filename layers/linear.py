@@ -1,5 +1,7 @@
 """Linear layers that know how they divide over tensor-parallel ranks."""
 
+from collections.abc import Mapping
+
 from paddock.graph import DType, Module, Parameter, Parts, Shard, Tensor, current_mesh
 from paddock.graph import ops as F
 from paddock.layers.step import Step
@@ -20,8 +22,9 @@ class ColumnLinear(Module):
         unit: int = 1,
         repeat: bool = False,
         bias: bool = False,
+        units: Mapping[str, int] | None = None,
     ) -> None:
-        self.parts = Parts(outputs, unit, repeat)
+        self.parts = Parts(outputs, unit, repeat, units or {})
         self.weight = Parameter((self.parts.total, inputs), Shard(0, self.parts), quantizable=True)
         self.bias = Parameter((self.parts.total,), Shard(0, self.parts)) if bias else None
 

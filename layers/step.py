@@ -26,6 +26,11 @@ class Step:
     token_types: Tensor  # i64 [tokens]
     max_context: int
 
+    @property
+    def states(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What ops that keep a state of each sequence ask for."""
+        return self.sequence_starts, self.past_lengths, self.sequence_slots
+
     @staticmethod
     def inputs(max_context: int) -> "Step":
         """A step whose tensors are inputs of the current graph."""

@@ -59,6 +59,10 @@ class Qwen2MoeConfig(Qwen2Config):
 
     def mixture(self) -> Module:
         """What stands in the place of the MLP."""
+        return self.mixture_with_shared()
+
+    def mixture_with_shared(self) -> Module:
+        """Experts, and beside them an MLP that a gate weighs."""
         shared = GatedMLP(
             self.hidden_size, self.shared_expert_intermediate_size, activation=self.hidden_act
         )

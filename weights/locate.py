@@ -156,7 +156,10 @@ def _stacked(experts: tuple[Source, ...]) -> Source:
 def _interleaved(slot: Parameter, part: str, rule: Interleave, fused: Source, name: str) -> Source:
     assert slot.shard is not None
     order = rule.order
-    groups = rule.groups or min(slot.parts.values()) // slot.shard.parts.unit
+    parts = slot.shard.parts
+    groups = rule.groups or min(
+        size // parts.units.get(name, parts.unit) for name, size in parts.sizes.items()
+    )
     uneven = [p for p, size in slot.parts.items() if size % groups]
     total = sum(slot.parts.values())
     if uneven or _axis(slot) != 0:

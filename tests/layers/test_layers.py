@@ -55,6 +55,7 @@ STEP: dict[str, Array] = {
     "block_table": np.array([0]),
     "block_starts": np.array([0, 1]),
     "sequence_slots": np.array([0]),
+    "token_types": np.zeros(TOKEN_COUNT, np.int64),
     "logit_rows": np.arange(TOKEN_COUNT),
 }
 
@@ -95,9 +96,10 @@ def softmax(s: Array) -> Array:
 def dense_attention(w: Mapping[str, Array], x: Array, heads: int, **options: Any) -> Array:
     """One head after the other, with what `options` asks for."""
     qkv = x @ w["qkv_proj.weight"].T + w.get("qkv_proj.bias", 0.0)
-    qkv = np.clip(qkv, -options.get("clip", 99), options.get("clip", 99))
+    bound = options.get("clip", 99)
     size = qkv.shape[1] // (heads + 2)
     q, k, v = np.split(qkv, [heads * size, (heads + 1) * size], axis=1)
+    v = np.clip(v, -bound, bound)
     out = []
     for h in range(heads):
         qh, kh = q[:, h * size : (h + 1) * size], k
@@ -106,6 +108,7 @@ def dense_attention(w: Mapping[str, Array], x: Array, heads: int, **options: Any
                 y / np.sqrt((y**2).mean(-1, keepdims=True) + options["eps"]) * w[f"{n}_norm.weight"]
                 for y, n in ((qh, "q"), (kh, "k"))
             )
+        qh, kh = np.clip(qh, -bound, bound), np.clip(kh, -bound, bound)
         if "rotate" in options:
             qh, kh = options["rotate"](qh), options["rotate"](kh)
         scores = qh @ kh.T * options.get("scale", size**-0.5)
