@@ -21,6 +21,7 @@ class CohereConfig(LlamaConfig):
     tie_word_embeddings: bool = True
 
     ignored: ClassVar[frozenset[str]] = frozenset({"model_max_length"})
+    default_theta: ClassVar[float] = 500_000.0
     interleaved: ClassVar[bool] = True
     synonyms: ClassVar[dict[str, str]] = {"logit_scale": "logits_multiplier"}
 

@@ -17,6 +17,7 @@ class Cohere2Config(CohereConfig):
     layer_types: LayerTypes | None = None
     use_qk_norm: Literal[False] = False
 
+    default_theta: ClassVar[float] = 10_000.0
     ignored: ClassVar[frozenset[str]] = frozenset(
         (
             "cache_implementation",

@@ -7,15 +7,11 @@ from typing import Any, ClassVar
 from paddock.graph import Module, Tensor
 from paddock.layers import Step
 from paddock.models.glm import GlmConfig, GlmForCausalLM
-from paddock.models.llama import LlamaConfig, attention
-
-
-class Glm4Config(GlmConfig):
-    attention_bias: bool = False
+from paddock.models.llama import attention
 
 
 class Glm4Block(Module):
-    def __init__(self, cfg: Glm4Config, layer: int) -> None:
+    def __init__(self, cfg: GlmConfig, layer: int) -> None:
         self.input_layernorm = cfg.norm()
         self.self_attn = attention(cfg, layer)
         self.post_self_attn_layernorm = cfg.norm()
@@ -29,5 +25,4 @@ class Glm4Block(Module):
 
 
 class Glm4ForCausalLM(GlmForCausalLM):
-    Config: ClassVar[type[LlamaConfig]] = Glm4Config
     Block: ClassVar[type[Any]] = Glm4Block

@@ -5,6 +5,8 @@ Written down, not downloaded; what only tells a file's history is left out.
 
 from typing import Any
 
+from tests.models.rotary_cases import ROTARY_CASES
+
 Config = dict[str, Any]
 
 
@@ -191,6 +193,33 @@ DECODER_CONFIGS: dict[str, Config] = {
         rope_scaling=None,
         rope_theta=10000.0,
         sliding_window=2047,
+        tie_word_embeddings=False,
+        vocab_size=32064,
+    ),
+    "microsoft/Phi-3-mini-128k-instruct": _config(
+        "Phi3ForCausalLM",
+        "phi3",
+        attention_bias=False,
+        attention_dropout=0.0,
+        embd_pdrop=0.0,
+        hidden_act="silu",
+        hidden_size=3072,
+        intermediate_size=8192,
+        max_position_embeddings=131072,
+        num_attention_heads=32,
+        num_hidden_layers=32,
+        num_key_value_heads=32,
+        original_max_position_embeddings=4096,
+        resid_pdrop=0.0,
+        rms_norm_eps=1e-05,
+        # What was trained stands above, not in here.
+        rope_scaling={
+            name: value
+            for name, value in ROTARY_CASES["phi-3-mini-128k"].fields["rope_scaling"].items()
+            if name != "original_max_position_embeddings"
+        },
+        rope_theta=10000.0,
+        sliding_window=262144,
         tie_word_embeddings=False,
         vocab_size=32064,
     ),

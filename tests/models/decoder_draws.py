@@ -21,7 +21,11 @@ class Draw:
 
     def __init__(self, family: str, number: int, *, divisible: bool = False) -> None:
         self._random = np.random.RandomState(zlib.crc32(f"{family} {number}".encode()))
-        self._divisible = divisible
+        self._divisible, self._number = divisible, number
+
+    def in_turn(self, *choices: Any) -> Any:
+        """One for each draw in order, where a family has kinds that each must be tried."""
+        return choices[self._number % len(choices)]
 
     def one_of(self, *choices: Any) -> Any:
         return choices[self._random.randint(len(choices))]
@@ -234,11 +238,11 @@ def phi3(draw: Draw) -> Config:
         "short_factor": [draw.between(1, 2) for _ in range(pairs)],
         "long_factor": [draw.between(1, 6) for _ in range(pairs)],
     }
-    rope = draw.one_of(long, {"rope_type": "default", "rope_theta": 500.0})
+    rope = draw.in_turn(long, {"rope_type": "default", "rope_theta": 500.0}, long)
     return fields | {
         "sliding_window": draw.one_of(None, draw.window()),
         # Both prompts on one side of what was trained: transformers takes the factors by length.
-        "original_max_position_embeddings": draw.one_of(8, 48),
+        "original_max_position_embeddings": draw.in_turn(8, 48, 48),
         "rope_parameters": rope | {"partial_rotary_factor": part},
     }
 
@@ -468,13 +472,13 @@ def bloom(draw: Draw) -> Config:
 @family("FalconForCausalLM", "falcon")
 def falcon(draw: Draw) -> Config:
     heads, kv_heads = draw.heads()
-    layout = draw.one_of(
+    layout = draw.in_turn(
         {"multi_query": True, "new_decoder_architecture": False},
         {"multi_query": False, "new_decoder_architecture": False},
         {
             "new_decoder_architecture": True,
             "num_kv_heads": kv_heads,
-            "num_ln_in_parallel_attn": draw.one_of(1, 2),
+            "num_ln_in_parallel_attn": draw.one_of(None, 1, 2),
         },
     )
     new = layout["new_decoder_architecture"]
