@@ -36,6 +36,7 @@ def step_of(
         past_lengths=past.astype(np.int32),
         block_table=table,
         block_starts=np.cumsum([0, *needed]).astype(np.int32),
+        sequence_slots=np.arange(len(past), dtype=np.int32),
         logit_rows=(starts[1:] - 1).astype(np.int64),
     )
 

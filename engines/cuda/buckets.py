@@ -5,30 +5,42 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass
 
+import numpy as np
+
+from paddock.graph import Array
+
 
 @dataclass(frozen=True, order=True)
 class Bucket:
     """A step of `tokens` tokens of `sequences` sequences, `rows` of whose logits are made.
 
-    `singles`: every sequence has one token, so that all three are equal.
+    The first sequences of a step have one token each, `singles` at most; `prompts` at most follow,
+    of up to `longest` tokens.
     """
 
     tokens: int
     sequences: int
     rows: int
-    singles: bool
+    singles: int
+    prompts: int
+    longest: int
+
+    @property
+    def decodes(self) -> bool:
+        """Whether every sequence has one token."""
+        return self.prompts == 0
 
 
 def sizes(limit: int) -> list[int]:
     """1, 2, 4, 8, 16, then in steps of a sixteenth to an eighth of the size, up to `limit` and it.
 
-    So little of a large step is padding, and a few dozen sizes reach any limit.
+    So little of a step is padding: steps grow to 128, the rows of a tile of a product.
     """
     found = [n for n in (1, 2, 4, 8) if n < limit]
     n, step = 16, 8
     while n < limit:
         found.append(n)
-        if n >= 16 * step:
+        if n >= 16 * step and step < 128:
             step *= 2
         n += step
     return [*found, limit]
@@ -41,26 +53,33 @@ def round_up(count: int, steps: list[int]) -> int:
 
 
 class Buckets:
-    """Which bucket a step goes into. `max_tokens` bounds the steps that are padded."""
+    """Which bucket a step goes into."""
 
     def __init__(self, max_sequences: int, max_tokens: int) -> None:
         self._sequences = sizes(max_sequences)
         self._tokens = sizes(max_tokens)
 
-    def bucket(self, tokens: int, sequences: int, rows: int) -> Bucket:
-        """The bucket of a step with these numbers."""
+    def bucket(self, sequence_starts: Array, rows: int) -> Bucket:
+        """The bucket of a step with these sequences, whose first ones may have one token each."""
+        sequences, tokens = len(sequence_starts) - 1, int(sequence_starts[-1])
         if tokens == sequences == rows:
             size = round_up(sequences, self._sequences)
-            return Bucket(size, size, size, singles=True)
+            return Bucket(size, size, size, size, 0, 1)
+        leading = sequence_starts == np.arange(sequences + 1)
+        singles = int(leading.argmin()) - 1 if not leading.all() else sequences
+        singles = min(singles, sequences)
         padded = round_up(tokens, self._tokens)
+        longest = int(np.diff(sequence_starts).max())
         return Bucket(
             padded,
-            min(padded, _power(sequences)),
-            min(padded, _power(rows)),
-            singles=False,
+            min(padded, _power(sequences, 4)),
+            _power(rows, 4),
+            min(padded, _power(singles, 4)) if singles else 0,
+            _power(max(sequences - singles, 1), 1),
+            min(padded, _power(longest, 64)),
         )
 
 
-def _power(count: int) -> int:
-    """The power of two from 4 up that holds `count`: few, since these sizes cost little."""
-    return max(4, 1 << (count - 1).bit_length())
+def _power(count: int, least: int) -> int:
+    """The power of two that holds `count`: few, since these sizes cost little."""
+    return max(least, 1 << (count - 1).bit_length())

@@ -48,9 +48,11 @@ class Shape:
     bias: bool = False
     residual: bool = False
     fp8: bool = False  # x and W are e4m3 with an f32 scale for each of their rows
+    unscaled: bool = False  # those scales are left out
 
     def __str__(self) -> str:
         kind = "e4m3" if self.fp8 else str(self.dtype)
+        kind += " unscaled" if self.unscaled else ""
         extra = "".join(" +" + n for n in ("bias", "residual") if getattr(self, n))
         return f"{self.rows}x{self.outputs}x{self.inputs} {kind}->{self.result}{extra}"
 
@@ -95,11 +97,12 @@ class Product:
             self._set(_EPILOGUE, ctypes.c_int32(_EPILOGUE_BIAS))
             self._set(_BIAS_TYPE, ctypes.c_int32(TYPES[shape.dtype]))
         if shape.fp8:
-            self._set(_A_SCALE_MODE, ctypes.c_int32(_OUTER_VECTOR))
-            self._set(_B_SCALE_MODE, ctypes.c_int32(_OUTER_VECTOR))
-            # The library proposes nothing for scales that are nowhere; these are set in `run`.
-            self._set(_A_SCALE, ctypes.c_void_p(256))
-            self._set(_B_SCALE, ctypes.c_void_p(256))
+            if not shape.unscaled:
+                self._set(_A_SCALE_MODE, ctypes.c_int32(_OUTER_VECTOR))
+                self._set(_B_SCALE_MODE, ctypes.c_int32(_OUTER_VECTOR))
+                # The library proposes nothing for scales that are nowhere; `run` sets them.
+                self._set(_A_SCALE, ctypes.c_void_p(256))
+                self._set(_B_SCALE, ctypes.c_void_p(256))
             self._set(_FAST_ACCUMULATION, ctypes.c_int8(1))
         operand = E4M3 if shape.fp8 else TYPES[shape.dtype]
         self._a = self._layout(operand, shape.inputs, shape.outputs)
@@ -178,7 +181,7 @@ class Product:
         """Enqueue the product; operands are device addresses."""
         if self.shape.bias:
             self._set(_BIAS, ctypes.c_void_p(bias))
-        if self.shape.fp8:
+        if self.shape.fp8 and not self.shape.unscaled:
             self._set(_A_SCALE, ctypes.c_void_p(weight_scales))
             self._set(_B_SCALE, ctypes.c_void_p(x_scales))
         algo = self.algorithms[self.chosen if algorithm is None else algorithm].algo

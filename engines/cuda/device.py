@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from paddock.engines.cuda.buckets import Bucket
 from paddock.graph import Array, DType, Op
 from paddock.graph.tensor import TensorType
 
@@ -37,8 +38,13 @@ class Instruction:
     outputs: list[Any]
     scratch: list[Any] = field(default_factory=list)
     name: str = ""
-    singles: bool = False
-    """The step has one token of each sequence."""
+    bucket: Bucket | None = None
+    """The step's sizes; None where they do not matter."""
+
+    @property
+    def decodes(self) -> bool:
+        """Whether the step has one token of each sequence."""
+        return self.bucket is not None and self.bucket.decodes
 
 
 class Event(Protocol):
@@ -47,6 +53,9 @@ class Event(Protocol):
 
 class Device(Protocol):
     """Work is enqueued in order; only `Event.synchronize` waits."""
+
+    max_blocks: int
+    """The most cache blocks of one sequence that steps may have."""
 
     def memory(self) -> tuple[int, int]:
         """Free and total bytes."""

@@ -102,7 +102,7 @@ class CUDAEngine:
             def shrink(weight: Any, dtype: DType, key: str) -> StoredWeight | None:
                 rows, columns = weight.shape
                 fits = dtype in (DType.BF16, DType.F16) and rows % 16 == columns % 16 == 0
-                return device.fp8(weight, dtype) if fits else None
+                return device.fp8(weight, dtype) if fits and columns <= 32768 else None
 
         return CUDASession(
             self.graph, constants(self.graph, weights, device, shrink), options, device

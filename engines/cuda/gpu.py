@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from paddock.engines.cuda.cublaslt import CublasLt, Product, Shape, fastest
+from paddock.engines.cuda.cudnn_attention import CuDNN
 from paddock.engines.cuda.device import Instruction, StoredWeight
 from paddock.engines.protocol import BuildError
 from paddock.graph import Array, DType
@@ -83,11 +84,28 @@ class GPU:
         self._pool = ThreadPoolExecutor(8, "paddock-upload")
         self._modules: dict[tuple[Any, ...], Any] = {}
         self._functions: dict[tuple[Any, ...], int] = {}
+        self.max_blocks = 128
+        self.cudnn = self._find_cudnn()
+        self._pages: dict[tuple[int, int, int], tuple[Any, ...]] = {}
+        self._laid_out: set[tuple[int, int, int]] = set()
         self._constants: dict[tuple[float, ...], Any] = {}
         # Kernels leave both as they found them: 0.
         self.counters = self.zeros((COUNTERS,), np.dtype(np.int32))
         self.best = self.zeros((COUNTERS,), np.dtype(np.uint64))
         self.timed: Callable[[str, float], None] | None = None  # a profile of eager steps
+
+    def _find_cudnn(self) -> CuDNN | None:
+        """cuDNN's attention, where its package is installed and finds the library."""
+        if self.capability < 80:
+            return None
+        try:
+            import cudnn
+
+            return CuDNN(
+                cudnn, self.stream.ptr, lambda nbytes: self.zeros((nbytes,), np.dtype(np.uint8))
+            )
+        except (ImportError, OSError, RuntimeError):
+            return None
 
     # --- memory -------------------------------------------------------------------------------
 
@@ -216,7 +234,7 @@ class GPU:
                     code=_source(source), options=options, backend="nvrtc"
                 )
             kernel = self._modules[module_key].get_function(name)
-            if source in ("attend", "few_rows", "attend_any", "quantize"):
+            if source in ("attend", "attend_any", "few_rows"):
                 kernel.max_dynamic_shared_size_bytes = 220 * 1024
             self._functions[key] = kernel.kernel.ptr
         return self._functions[key]
@@ -242,6 +260,39 @@ class GPU:
         if status != 0:
             raise BuildError(f"cuLaunchKernelEx failed with status {status}")
 
+    def pages(
+        self, singles: int, prompts: int, row: int, step: Sequence[Any]
+    ) -> tuple[Any, Any, Any, Any]:
+        """The step's tables, query counts, lengths and offsets for cuDNN; made once a step."""
+        rows, key = singles + prompts, (singles, prompts, row)
+        if key not in self._pages or self._pages[key][0].shape[1] != self.max_blocks:
+            i32 = np.dtype(np.int32)
+            self._pages[key] = (
+                self.zeros((rows, self.max_blocks), i32),
+                self.zeros((rows,), i32),
+                self.zeros((rows,), i32),
+                self.zeros((prompts + 1,), np.dtype(np.int64)),
+            )
+        tables, queries, lengths, offsets = self._pages[key]
+        if key not in self._laid_out:
+            self._laid_out.add(key)
+            self.launch(
+                self.function("pages", "pages", TYPE=0),
+                (rows,),
+                128,
+                *step,
+                np.int32(step[1].shape[0]),
+                np.int32(singles),
+                np.int32(prompts),
+                np.int32(self.max_blocks),
+                np.int64(row),
+                tables,
+                queries,
+                lengths,
+                offsets,
+            )
+        return tables, queries, lengths, offsets
+
     # --- matrix products ----------------------------------------------------------------------
 
     def matmul(
@@ -258,8 +309,7 @@ class GPU:
     ) -> None:
         """Enqueue a product by the algorithm that was fastest when the shape first came."""
 
-        found = self._products.get(shape)
-        product = found or self.lt.product(shape)
+        product = self._products.get(shape) or self.lt.product(shape)
 
         def run(algorithm: int | None) -> None:
             product.run(
@@ -275,9 +325,9 @@ class GPU:
                 algorithm=algorithm,
             )
 
-        if found is None:
+        if shape not in self._products:
             self._products[shape] = product
-            product.propose(8)
+            product.propose(8 if shape.rows <= 1024 else 3)  # large ones take long to try
             known = self._tuned.get(shape)
             if known is not None and known < len(product.algorithms):
                 product.chosen = known
@@ -306,6 +356,7 @@ class GPU:
         """Enqueue instructions one by one."""
         from paddock.engines.cuda.lowering import emit
 
+        self._laid_out.clear()
         for instruction in instructions:
             if self.timed is None:
                 emit(self, instruction)

@@ -11,6 +11,7 @@ import numpy as np
 
 from paddock.engines.cuda.choose import ChooseTokens, FillIn
 from paddock.engines.cuda.cublaslt import Shape
+from paddock.engines.cuda.cudnn_attention import Problem
 from paddock.engines.cuda.device import Instruction, StoredWeight
 from paddock.engines.cuda.fused import FusedLinear, Gated, ProjectedAttention
 from paddock.graph import DType, Op
@@ -23,9 +24,15 @@ if TYPE_CHECKING:
 
 Room = tuple[tuple[int, ...], np.dtype[Any]]  # shape and type of a piece of scratch memory
 
-FEW_ROWS = 4  # up to here a product is one pass over the weight by a kernel of ours
+# Rows up to which a product is one pass over the weight by a kernel of ours, by the weight's form:
+# beyond it cuBLASLt's tensor cores are faster, or, for integers, the dense weight is made first.
+# Rows up to which cuBLASLt multiplies e4m3 without its scales: with a scale for each row it has one
+# algorithm, made for large products, and takes up to twice as long.
+UNSCALED_ROWS = 384
+FEW_ROWS = {"dense": 1, "f8": 2, "i8": 4, "i4": 4}
 PROCESSORS = 132  # of a Hopper GPU; other numbers change how finely attention is cut, no more
 MAX_SPLITS = 32
+WITH_CUDNN = 2  # tokens of a step from which on cuDNN's attention is the faster one
 NUMBER = {kind: i for i, kind in enumerate(ACTIVATIONS)}
 TYPE = {DType.F32: 0, DType.F16: 1, DType.BF16: 2}
 FORMATS = {"f8": 1, "i8": 2, "i4": 3}
@@ -39,7 +46,7 @@ class Sized:
     op: Op
     types: tuple[TensorType, ...]
     weight: StoredWeight | None  # of a product, where it is not dense
-    singles: bool
+    decodes: bool
 
 
 Emit = Callable[["GPU", Instruction], None]
@@ -75,16 +82,17 @@ def _sized(instruction: Instruction) -> Sized:
         TensorType(t.dtype, tuple(a.shape)) if not isinstance(a, StoredWeight) else t
         for t, a in zip(instruction.types, instruction.inputs, strict=True)
     )
-    return Sized(instruction.op, types, stored, instruction.singles)
+    return Sized(instruction.op, types, stored, instruction.decodes)
 
 
 def in_few_rows(sized: Sized) -> bool:
     """Whether `few_rows.cu` takes the product."""
     x, weight = sized.types[:2]
     rows, inputs, outputs = x.size(0), x.size(1), weight.size(0)
-    if rows > FEW_ROWS or x.dtype not in (DType.F16, DType.BF16):
+    form = "dense" if sized.weight is None else sized.weight.kind
+    if rows > FEW_ROWS[form] or x.dtype not in (DType.F16, DType.BF16):
         return False
-    if _padded_rows(rows) * inputs * 2 > 200 * 1024 or outputs < 2 or inputs % 8:
+    if outputs < 2 or inputs % 8 or _padded_rows(rows) * inputs * 2 > 200 * 1024:
         return False
     stored = sized.weight
     if stored is None:
@@ -100,7 +108,7 @@ def _padded_rows(rows: int) -> int:
 
 
 def _linear_scratch(sized: Sized) -> list[Room]:
-    """In this order, if needed: what goes in, its scales, the dense weight, a gate's halves."""
+    """In this order, if needed: what goes in, its scales, the dense weight, the product itself."""
     linear = sized.op
     assert isinstance(linear, FusedLinear)
     if in_few_rows(sized):
@@ -116,9 +124,16 @@ def _linear_scratch(sized: Sized) -> list[Room]:
             rooms.append(((rows, inputs), x.dtype.numpy))
         if stored is not None:
             rooms.append(((outputs, inputs), x.dtype.numpy))
-    if linear.gate is not None:
+    if linear.gate is not None or _is_unscaled(sized):
         rooms.append(((rows, outputs), x.dtype.numpy))
     return rooms
+
+
+def _is_unscaled(sized: Sized) -> bool:
+    """Whether the product is made without its scales: bf16 holds it whatever they are, f16 not."""
+    x, stored = sized.types[0], sized.weight
+    fp8 = stored is not None and stored.kind == "f8"
+    return fp8 and x.dtype is DType.BF16 and x.size(0) <= UNSCALED_ROWS
 
 
 def _linear(gpu: GPU, i: Instruction) -> None:
@@ -135,9 +150,11 @@ def _linear(gpu: GPU, i: Instruction) -> None:
     eps = linear.norm_eps or 0.0
     if in_few_rows(sized):
         stored = sized.weight
-        padded = _padded_rows(rows)
         made = outputs // 2 if linear.gate is not None else outputs
         warps = made if linear.gate is not None else ceil(outputs / 2)
+        padded, normed = _padded_rows(rows), norm is not None
+        # Measured on an H200: a large product has warps to spare, a small one needs more in flight.
+        threads = 512 if normed and linear.gate is None else 256
         gpu.launch(
             gpu.function(
                 "few_rows",
@@ -145,9 +162,12 @@ def _linear(gpu: GPU, i: Instruction) -> None:
                 TYPE=TYPE[dtype],
                 ROWS=padded,
                 FORMAT=0 if stored is None else FORMATS[stored.kind],
+                NORM=int(normed),
+                AHEAD=2 if linear.gate is not None else 4,
+                THREADS=threads,
             ),
-            (ceil(warps / 8),),
-            256,
+            (ceil(warps / (threads // 32)),),
+            threads,
             x,
             weight if stored is None else stored.values,
             None if stored is None else stored.scales,
@@ -162,13 +182,14 @@ def _linear(gpu: GPU, i: Instruction) -> None:
             np.int32(1 if stored is None else stored.scales.size // outputs),
             np.int32(-1 if linear.gate is None else NUMBER[linear.gate]),
             np.int32(linear.dtype is DType.F32 and dtype is not DType.F32),
-            shared=padded * inputs * 2,
+            shared=padded * inputs * 2 if normed else 0,
         )
         return
     rooms = list(i.scratch)
     result = DType.F32 if linear.dtype is DType.F32 else dtype
     target = y
-    if linear.gate is not None:
+    unscaled = _is_unscaled(sized)
+    if linear.gate is not None or unscaled:
         target, result = rooms[-1], dtype
     shape = Shape(
         rows,
@@ -176,8 +197,9 @@ def _linear(gpu: GPU, i: Instruction) -> None:
         inputs,
         dtype,
         result,
-        bias=bias is not None,
-        residual=residual is not None,
+        bias=bias is not None and not unscaled,
+        residual=residual is not None and not unscaled,
+        unscaled=unscaled,
         fp8=sized.weight is not None and sized.weight.kind == "f8",
     )
     if shape.fp8:
@@ -193,7 +215,6 @@ def _linear(gpu: GPU, i: Instruction) -> None:
                 rooms[1],
                 np.int32(inputs),
                 np.float32(eps),
-                shared=inputs * 4,
             )
         else:
             gpu.launch(
@@ -215,6 +236,22 @@ def _linear(gpu: GPU, i: Instruction) -> None:
             x_scales=rooms[1],
             weight_scales=sized.weight.scales,
         )
+        if unscaled:
+            gpu.launch(
+                gpu.function("quantize", "apply_scales", TYPE=TYPE[dtype]),
+                (ceil(y.shape[1] / 1024), rows),
+                128,
+                target,
+                rooms[1],
+                sized.weight.scales,
+                bias,
+                residual,
+                y,
+                np.int32(outputs),
+                np.int32(-1 if linear.gate is None else NUMBER[linear.gate]),
+                np.int32(linear.dtype is DType.F32),
+            )
+            return
     else:
         if norm is not None:
             _rms(gpu, x, norm, rooms[0], dtype, eps)
@@ -250,7 +287,7 @@ def to_fp8(gpu: GPU, weight: Any, dtype: DType, values: Any, scales: Any) -> Non
     gpu.launch(
         gpu.function("quantize", "rows_to_fp8", TYPE=TYPE[dtype]),
         (rows,),
-        256,
+        _block(columns),
         weight,
         values,
         scales,
@@ -284,14 +321,14 @@ def _projected_scratch(sized: Sized) -> list[Room]:
     assert isinstance(a, ProjectedAttention)
     tokens = qkv.size(0)
     rooms: list[Room] = [((tokens, a.heads, a.size), qkv.dtype.numpy)]
-    if sized.singles and _with_tensor_cores(qkv.dtype, a.size, a.value_size):
+    if sized.decodes and _with_tensor_cores(qkv.dtype, a.size, a.value_size):
         rooms += _singles_scratch(tokens, a.heads, a.kv_heads, a.size)
     return rooms
 
 
 def _attention_scratch(sized: Sized) -> list[Room]:
     q, k, v = sized.types[:3]
-    if sized.singles and _with_tensor_cores(q.dtype, q.size(2), v.size(2)):
+    if sized.decodes and _with_tensor_cores(q.dtype, q.size(2), v.size(2)):
         return _singles_scratch(q.size(0), q.size(1), k.size(1), q.size(2))
     return []
 
@@ -358,9 +395,39 @@ def _store(
     q_norm, k_norm, eps = norm
     cos, sin, interleaved = angles
     stored = (heads if q is not None else 0) + 2 * kv_heads
+    count = q.shape[0] if tokens is None else tokens
+    block_size = key_cache.shape[2]
+    whole = cos is None or (cos.shape[1] == size and not interleaved)
+    aligned = all(n % 8 == 0 for n in strides) and block_size & (block_size - 1) == 0
+    if size == value_size in (64, 128, 256) and dtype is not DType.F32 and whole and aligned:
+        gpu.launch(
+            gpu.function("store", "store_fast", TYPE=TYPE[dtype], SIZE=size),
+            (ceil(count * stored * (size // 8) / 256),),
+            256,
+            *places,
+            *(np.int64(s) for s in strides),
+            q_norm,
+            k_norm,
+            np.float32(eps),
+            cos,
+            sin,
+            q,
+            key_cache,
+            value_cache,
+            starts,
+            past,
+            table,
+            block_starts,
+            np.int32(past.shape[0]),
+            np.int32(heads),
+            np.int32(kv_heads),
+            np.int32(count),
+            np.int32(block_size.bit_length() - 1),
+        )
+        return
     gpu.launch(
         gpu.function("store", "store", TYPE=TYPE[dtype]),
-        (q.shape[0] if tokens is None else tokens, ceil(stored / 8)),
+        (count, ceil(stored / 8)),
         256,
         *places,
         *(np.int64(s) for s in strides),
@@ -383,7 +450,7 @@ def _store(
         np.int32(kv_heads),
         np.int32(size),
         np.int32(value_size),
-        np.int32(key_cache.shape[2]),
+        np.int32(block_size),
         shared=8 * max(size, value_size) * 4,
     )
 
@@ -422,9 +489,11 @@ def _attend(
             shared=(size + value_size) * 4,
         )
         return
+    if _attend_with_cudnn(gpu, i, dtype, q, rest, kv_heads, a):
+        return
     sharing, stride = heads // kv_heads, (size + 8) * 2
     bits = np.int32(block_size.bit_length() - 1)
-    if i.singles:
+    if i.decodes:
         groups = kv_heads * ceil(sharing / 16)
         stages = 2 if size > 128 else 3
         gpu.launch(
@@ -461,6 +530,60 @@ def _attend(
             *rule,
             shared=(64 + 4 * 64) * stride,
         )
+
+
+def _attend_with_cudnn(
+    gpu: GPU,
+    i: Instruction,
+    dtype: DType,
+    q: Any,
+    rest: Sequence[Any],
+    kv_heads: int,
+    a: F.Attention | ProjectedAttention,
+) -> bool:
+    """Enqueue cuDNN's attention where it is there and takes this; says whether it did."""
+    tokens, heads, size = q.shape
+    bucket = i.bucket
+    if gpu.cudnn is None or bucket is None or size not in (64, 128):
+        return False
+    if a.window is not None or a.soft_cap is not None or tokens < WITH_CUDNN:
+        return False
+    key_cache, value_cache, *step = rest
+    row = heads * size
+    tables, queries, lengths, offsets = gpu.pages(bucket.singles, bucket.prompts, row, step)
+    places = {
+        "q": q.data.ptr,
+        "k": key_cache.data.ptr,
+        "v": value_cache.data.ptr,
+        "o": i.outputs[0].data.ptr,
+        "table": tables.data.ptr,
+        "queries": queries.data.ptr,
+        "lengths": lengths.data.ptr,
+        "offsets": offsets.data.ptr,
+    }
+    blocks, _, block_size, _ = key_cache.shape
+
+    def problem(sequences: int, longest: int) -> Problem:
+        return Problem(
+            dtype,
+            sequences,
+            longest,
+            heads,
+            kv_heads,
+            size,
+            block_size,
+            blocks,
+            gpu.max_blocks,
+            a.scale,
+        )
+
+    if bucket.singles:
+        gpu.cudnn.run(problem(bucket.singles, 1), places)
+    if bucket.prompts:  # behind the singles, whose padding may cover rows of these
+        for name, array in (("table", tables), ("queries", queries), ("lengths", lengths)):
+            places[name] = array.data.ptr + bucket.singles * array.strides[0]
+        gpu.cudnn.run(problem(bucket.prompts, max(bucket.longest, 2)), places)
+    return True
 
 
 # --- the rest -------------------------------------------------------------------------------------

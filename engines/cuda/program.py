@@ -83,7 +83,7 @@ class Program:
                     [values[t] for t in node.outputs],
                     [view(next(offsets), shape, dtype) for shape, dtype in rooms],
                     f"{node.path}: {node.op.name}",
-                    bucket.singles,
+                    bucket,
                 )
             )
         return instructions, values[self.graph.outputs[0]]
@@ -92,7 +92,7 @@ class Program:
         types = tuple(_sized_type(t.type, sizes) for t in node.inputs)
         weight = self.constants.get(node.inputs[1]) if len(node.inputs) > 1 else None
         stored = weight if isinstance(weight, StoredWeight) else None
-        return Sized(node.op, types, stored, bucket.singles)
+        return Sized(node.op, types, stored, bucket.decodes)
 
     def _plan(self, bucket: Bucket, table: int) -> tuple[dict[Node, list[int]], int]:
         """For each node the offsets of its results, then of its scratch memory."""

@@ -146,9 +146,11 @@ class CUDASession:
     # --- steps --------------------------------------------------------------------------------
 
     def _enqueue(self, step: StepInputs, choices: Choices) -> _Bound:
-        bucket = self._buckets.bucket(
-            len(step.token_ids), len(step.past_lengths), len(step.logit_rows)
-        )
+        bucket = self._buckets.bucket(step.sequence_starts, len(step.logit_rows))
+        longest = int(np.diff(step.block_starts).max())
+        if longest > self.device.max_blocks:
+            self._forget()
+            self.device.max_blocks = 1 << (longest - 1).bit_length()
         bound = self._bind(bucket, len(step.block_table))
         host, event = self._host.popleft()
         if event is not None:
@@ -161,7 +163,7 @@ class CUDASession:
         if bound.launch is not None:
             bound.launch()
         else:
-            captured = bucket.singles or bucket.tokens <= CAPTURED_TOKENS
+            captured = bucket.decodes or bucket.tokens <= CAPTURED_TOKENS
             if bound.runs and captured:
                 bound.launch = self.device.capture(bound.instructions)
                 bound.launch()

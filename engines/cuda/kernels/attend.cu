@@ -272,41 +272,52 @@ extern "C" __global__ void __launch_bounds__(128) attend_singles(
   const int rows = min(16, (kv + 1) * sharing - first_head);
   const int splits = gridDim.z, split = blockIdx.z;
   let_next_begin();
-  wait_for_previous();
+  // The step's arrays, and the keys and values of tokens before it, are there already: only this
+  // step's own token is made by the kernel ahead.
   const int t = sequence_starts[s];
-  if (sequence_starts[s + 1] == t) {  // padding
-    return;
-  }
   const int at_position = past_lengths[s], length = at_position + 1;
   const int* blocks = block_table + block_starts[s];
   int start = window > 0 ? max(0, length - window) & ~15 : 0;
   // Shares are whole numbers of 64 tokens; how many are not empty follows from the length alone.
   int share = ((length - start + splits - 1) / splits + 63) & ~63;
   const int shares = (length - start + share - 1) / share;
-  if (split >= shares) {
+  if (sequence_starts[s + 1] == t || split >= shares) {  // padding, or nothing left
+    wait_for_previous();
     return;
   }
   start += split * share;
   const int end = min(length, start + share);
-
+  const int begin = start + warp * 16;
+  bool late[STAGES];
+#pragma unroll
+  for (int i = 0; i < STAGES - 1; i++) {
+    const int at = begin + 64 * i;
+    late[i] = at < end && at + 16 > at_position;
+    if (at < end && !late[i]) {
+      T* k = keys + i * 2 * 16 * STRIDE;
+      load_tokens<16>(k, key_cache, blocks, at, end, kv, kv_heads, block_bits, lane, 32);
+      load_tokens<16>(k + 16 * STRIDE, value_cache, blocks, at, end, kv, kv_heads, block_bits, lane,
+                      32);
+    }
+  }
+  wait_for_previous();
   for (int i = threadIdx.x; i < 16 * (SIZE / 8); i += 128) {
     int row = i / (SIZE / 8), piece = i - row * (SIZE / 8);
     bool there = row < rows;
     i64 from = (i64)t * heads + first_head + (there ? row : 0);
     copy16(queries + row * STRIDE + piece * 8, q + from * SIZE + piece * 8, there);
   }
-  const int begin = start + warp * 16;
 #pragma unroll
   for (int i = 0; i < STAGES - 1; i++) {
-    if (begin + 64 * i < end) {
+    if (late[i]) {
       T* k = keys + i * 2 * 16 * STRIDE;
       load_tokens<16>(k, key_cache, blocks, begin + 64 * i, end, kv, kv_heads, block_bits, lane, 32);
       load_tokens<16>(k + 16 * STRIDE, value_cache, blocks, begin + 64 * i, end, kv, kv_heads,
                       block_bits, lane, 32);
     }
-    commit();
   }
-  arrived<STAGES - 2>();
+  commit();
+  arrived<0>();
   __syncthreads();  // for the queries, which all warps brought
 
   float o[SIZE / 8][4], peak[2] = {-INFINITY, -INFINITY}, total[2] = {0.f, 0.f};
@@ -323,7 +334,7 @@ extern "C" __global__ void __launch_bounds__(128) attend_singles(
                       lane, 32);
     }
     commit();
-    arrived<STAGES - 1>();
+    if (at > begin) arrived<STAGES - 1>();  // the first stages arrived before the loop
     __syncwarp();
     const T* k = keys + stage * 2 * 16 * STRIDE;
     attend_tokens<16>(queries, k, k + 16 * STRIDE, o, peak, total, at, position, scale, window,

@@ -99,7 +99,8 @@ __device__ __forceinline__ float activate(int kind, float x) {
     case 2: return 0.5f * x * (1.f + tanhf(0.7978845608028654f * (x + 0.044715f * x * x * x)));
     case 3: return fmaxf(x, 0.f);
     case 4: return 1.f / (1.f + __expf(-x));
-    default: return tanhf(x);
+    case 5: return tanhf(x);
+    default: return fmaxf(x, 0.f) + log1pf(__expf(-fabsf(x)));
   }
 }
 

@@ -1,72 +1,87 @@
 // Weights and activations in fewer bits.
 
-// e4m3 and an f32 scale for each row: value = e4m3 x scale, scale = max|row| / 448. One block a row.
-extern "C" __global__ void rows_to_fp8(const T* x, u8* z, float* scales, int size) {
+// A row is held by its block, 8 elements a thread and turn, up to 4 turns of 1024 threads: rows are a
+// multiple of 8 and no longer than 32768.
+const int TURNS = 4;
+
+// e4m3 of the row that the threads hold, and its scale: value = e4m3 x scale, scale = max / 448.
+__device__ __forceinline__ void store_fp8(
+    const float (*x)[8], u8* row, float* scale, int size, float* room) {
+  float largest = 0.f;
+#pragma unroll
+  for (int n = 0; n < TURNS; n++)
+#pragma unroll
+    for (int j = 0; j < 8; j++) largest = fmaxf(largest, fabsf(x[n][j]));
+  largest = fmaxf(block_max(largest, room), 1e-12f);
+  if (threadIdx.x == 0) *scale = largest / 448.f;
+  const float up = 448.f / largest;
+#pragma unroll
+  for (int n = 0; n < TURNS; n++) {
+    int at = (n * blockDim.x + threadIdx.x) * 8;
+    if (at >= size) break;
+    u8 out[8];
+#pragma unroll
+    for (int j = 0; j < 8; j++) out[j] = __nv_fp8_e4m3(x[n][j] * up).__x;
+    *(uint2*)(row + at) = *(const uint2*)out;
+  }
+}
+
+template <typename A> __device__ __forceinline__ void load8(const A* from, float* x) {
+  if (sizeof(A) == 2) {
+    uint4 v = *(const uint4*)from;
+    const A* a = (const A*)&v;
+#pragma unroll
+    for (int j = 0; j < 8; j++) x[j] = wide(a[j]);
+  } else {
+#pragma unroll
+    for (int j = 0; j < 8; j++) x[j] = wide(from[j]);
+  }
+}
+
+__device__ __forceinline__ void load_row(const T* row, float (*x)[8], int size) {
+#pragma unroll
+  for (int n = 0; n < TURNS; n++) {
+    int at = (n * blockDim.x + threadIdx.x) * 8;
+#pragma unroll
+    for (int j = 0; j < 8; j++) x[n][j] = 0.f;
+    if (at < size) load8(row + at, x[n]);
+  }
+}
+
+// One block a row.
+extern "C" __global__ void __launch_bounds__(1024) rows_to_fp8(
+    const T* x, u8* z, float* scales, int size) {
   __shared__ float room[33];
   let_next_begin();
   wait_for_previous();
-  const T* row = x + (i64)blockIdx.x * size;
-  float largest = 0.f;
-  for (int i = threadIdx.x; i < size; i += blockDim.x) largest = fmaxf(largest, fabsf(wide(row[i])));
-  largest = fmaxf(block_max(largest, room), 1e-12f);
-  float scale = largest / 448.f, inverse = 448.f / largest;
-  if (threadIdx.x == 0) scales[blockIdx.x] = scale;
-  for (int i = threadIdx.x; i < size; i += blockDim.x) {
-    __nv_fp8_e4m3 q(wide(row[i]) * inverse);
-    z[(i64)blockIdx.x * size + i] = q.__x;
-  }
+  float held[TURNS][8];
+  load_row(x + (i64)blockIdx.x * size, held, size);
+  store_fp8(held, z + (i64)blockIdx.x * size, scales + blockIdx.x, size, room);
 }
 
 // The same of rms_norm(x, weight), rounded to T in between as the norm alone would.
-extern "C" __global__ void rms_norm_to_fp8(
+extern "C" __global__ void __launch_bounds__(1024) rms_norm_to_fp8(
     const T* x, const T* weight, u8* z, float* scales, int size, float eps) {
   __shared__ float room[33];
-  extern __shared__ float values[];
   let_next_begin();
   wait_for_previous();
-  const T* row = x + (i64)blockIdx.x * size;
-  float sum = 0.f;
-  for (int i = threadIdx.x; i < size; i += blockDim.x) {
-    float y = wide(row[i]);
-    values[i] = y;
-    sum += y * y;
+  float held[TURNS][8], sum = 0.f;
+  load_row(x + (i64)blockIdx.x * size, held, size);
+#pragma unroll
+  for (int n = 0; n < TURNS; n++)
+#pragma unroll
+    for (int j = 0; j < 8; j++) sum += held[n][j] * held[n][j];
+  const float inverse = rsqrtf(block_sum(sum, room) / size + eps);
+#pragma unroll
+  for (int n = 0; n < TURNS; n++) {
+    int at = (n * blockDim.x + threadIdx.x) * 8;
+    if (at >= size) break;
+    float w[8];
+    load8(weight + at, w);
+#pragma unroll
+    for (int j = 0; j < 8; j++) held[n][j] = wide(narrow<T>(held[n][j] * inverse * w[j]));
   }
-  float inverse = rsqrtf(block_sum(sum, room) / size + eps), largest = 0.f;
-  for (int i = threadIdx.x; i < size; i += blockDim.x) {
-    float y = wide(narrow<T>(values[i] * inverse * wide(weight[i])));
-    values[i] = y;
-    largest = fmaxf(largest, fabsf(y));
-  }
-  largest = fmaxf(block_max(largest, room), 1e-12f);
-  if (threadIdx.x == 0) scales[blockIdx.x] = largest / 448.f;
-  float up = 448.f / largest;
-  for (int i = threadIdx.x; i < size; i += blockDim.x) {
-    __nv_fp8_e4m3 q(values[i] * up);
-    z[(i64)blockIdx.x * size + i] = q.__x;
-  }
-}
-
-// The same of act(x[:, :size]) * x[:, size:].
-extern "C" __global__ void gated_to_fp8(
-    const T* x, u8* z, float* scales, int size, int kind) {
-  __shared__ float room[33];
-  extern __shared__ float values[];
-  let_next_begin();
-  wait_for_previous();
-  const T* row = x + (i64)blockIdx.x * 2 * size;
-  float largest = 0.f;
-  for (int i = threadIdx.x; i < size; i += blockDim.x) {
-    float y = wide(narrow<T>(activate(kind, wide(row[i])) * wide(row[size + i])));
-    values[i] = y;
-    largest = fmaxf(largest, fabsf(y));
-  }
-  largest = fmaxf(block_max(largest, room), 1e-12f);
-  if (threadIdx.x == 0) scales[blockIdx.x] = largest / 448.f;
-  float up = 448.f / largest;
-  for (int i = threadIdx.x; i < size; i += blockDim.x) {
-    __nv_fp8_e4m3 q(values[i] * up);
-    z[(i64)blockIdx.x * size + i] = q.__x;
-  }
+  store_fp8(held, z + (i64)blockIdx.x * size, scales + blockIdx.x, size, room);
 }
 
 // Integers [rows, columns] (i8, or i4 packed two a byte, low half first) times f16 scales
@@ -91,5 +106,51 @@ extern "C" __global__ void dequantize(
     z[i] = narrow<T>(a * __half2float(scales[row * groups + (i - row * columns) / group]));
     if (i + 1 < n)
       z[i + 1] = narrow<T>(b * __half2float(scales[next * groups + (i + 1 - next * columns) / group]));
+  }
+}
+
+// y x row scale x column scale, for products of e4m3 whose scales were left out: z = that + residual
+// [rows, columns], or, with a gate, act(first half) x second half [rows, columns / 2]. T has 16 bits
+// and columns are a multiple of 16.
+extern "C" __global__ void apply_scales(
+    const T* y, const float* row_scales, const float* column_scales, const T* bias,
+    const T* residual, void* z, int columns, int gate, int z_is_f32) {
+  let_next_begin();
+  wait_for_previous();
+  const i64 r = blockIdx.y;
+  const float scale = row_scales[r];
+  const int made = gate >= 0 ? columns / 2 : columns;
+  for (int c = (blockIdx.x * blockDim.x + threadIdx.x) * 8; c < made;
+       c += gridDim.x * blockDim.x * 8) {
+    float v[8], s[8];
+    load8(y + r * columns + c, v);
+    load8(column_scales + c, s);
+#pragma unroll
+    for (int j = 0; j < 8; j++) v[j] = v[j] * scale * s[j] + (bias ? wide(bias[c + j]) : 0.f);
+    if (gate >= 0) {
+      float u[8];
+      load8(y + r * columns + made + c, u);
+      load8(column_scales + made + c, s);
+#pragma unroll
+      for (int j = 0; j < 8; j++) {
+        float up = u[j] * scale * s[j] + (bias ? wide(bias[made + c + j]) : 0.f);
+        v[j] = activate(gate, v[j]) * up;
+      }
+    }
+    if (residual) {
+      float more[8];
+      load8(residual + r * made + c, more);
+#pragma unroll
+      for (int j = 0; j < 8; j++) v[j] += more[j];
+    }
+    if (z_is_f32) {
+#pragma unroll
+      for (int j = 0; j < 8; j++) ((float*)z)[r * made + c + j] = v[j];
+    } else {
+      uint4 out;
+#pragma unroll
+      for (int j = 0; j < 8; j++) ((T*)&out)[j] = narrow<T>(v[j]);
+      *(uint4*)((T*)z + r * made + c) = out;
+    }
   }
 }

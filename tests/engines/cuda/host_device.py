@@ -37,6 +37,7 @@ class HostDevice:
         self.captures = 0
         self.bytes = 1 << 30
         self.allocated = 0
+        self.max_blocks = 2
 
     def memory(self) -> tuple[int, int]:
         return self.bytes - self.allocated, self.bytes

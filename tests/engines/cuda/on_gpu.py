@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from paddock.engines.cuda.buckets import Bucket
 from paddock.engines.cuda.device import Instruction, StoredWeight
 from paddock.engines.cuda.gpu import GPU
-from paddock.engines.cuda.lowering import Sized, emit, scratch
+from paddock.engines.cuda.lowering import Sized, scratch
 from paddock.graph import Array, DType, Op
 from paddock.graph.tensor import TensorType, fixed
 
@@ -25,13 +26,14 @@ def computed(
     *,
     stored: StoredWeight | None = None,
     caches: tuple[int, ...] = (),
-    singles: bool = False,
+    bucket: Bucket | None = None,
 ) -> list[Array]:
     """The op's results, then its caches (operands of these numbers) as it left them.
 
     `stored` takes the place of operand 1. What is to be written is filled with NaN first.
     """
     types = tuple(type_of(x) for x in inputs)
+    decodes = bucket is not None and bucket.decodes
     result = op.infer(*types)
     results = result if isinstance(result, tuple) else (result,)
     values: list[Any] = []
@@ -46,9 +48,9 @@ def computed(
     if stored is not None:
         values[1] = stored
     outputs = [_poisoned(gpu, fixed(t.shape), t.dtype.numpy) for t in results]
-    rooms = [_poisoned(gpu, *room) for room in scratch(Sized(op, types, stored, singles))]
+    rooms = [_poisoned(gpu, *room) for room in scratch(Sized(op, types, stored, decodes))]
     with gpu.stream:
-        emit(gpu, Instruction(op, types, values, outputs, rooms, singles=singles))
+        gpu.execute([Instruction(op, types, values, outputs, rooms, bucket=bucket)])
         gpu.stream.synchronize()
         made = [gpu.cupy.asnumpy(x) for x in outputs]
         made += [gpu.cupy.asnumpy(values[i]).transpose(0, 2, 1, 3) for i in caches]

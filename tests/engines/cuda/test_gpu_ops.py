@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from paddock.engines.cuda.buckets import Bucket
 from paddock.engines.cuda.choose import ChooseTokens, FillIn
 from paddock.engines.cuda.device import StoredWeight
 from paddock.engines.cuda.fused import FusedLinear, Gated, ProjectedAttention
@@ -196,6 +197,14 @@ def attention_step(step: str, block_size: int) -> tuple[list[Array], int, int]:
     return arrays, sum(new for _, new in sequences), sum(needed) + 3
 
 
+def exact_bucket(starts: Array) -> Bucket:
+    """The sizes of the step as it is, without padding."""
+    sequences, tokens = len(starts) - 1, int(starts[-1])
+    singles = next((s for s in range(sequences) if starts[s + 1] != s + 1), sequences)
+    longest = int(np.diff(starts).max())
+    return Bucket(tokens, sequences, sequences, singles, sequences - singles, longest)
+
+
 SHAPES = [(4, 2, 16), (8, 1, 32), (6, 3, 64), (32, 8, 128), (4, 4, 48), (2, 1, 256), (20, 1, 64)]
 
 
@@ -216,12 +225,12 @@ def test_attention(
         draw(6, blocks, block_size, kv_heads, size, dtype=dtype),
         draw(7, blocks, block_size, kv_heads, size, dtype=dtype),
     ]
-    singles = all(new == 1 for _, new in STEPS[step])
+    bucket = exact_bucket(arrays[0])
     q = draw(1, tokens, heads, size, dtype=dtype)
     k, v = (draw(i, tokens, kv_heads, size, dtype=dtype) for i in (2, 3))
     slopes = tuple(2.0**-i for i in range(1, heads + 1)) if rule == "alibi" else None
     op = F.Attention(size**-0.5, window, cap, slopes)
-    compare_attention(gpu, op, [q, k, v], caches, arrays, dtype, singles)
+    compare_attention(gpu, op, [q, k, v], caches, arrays, dtype, bucket)
     if rule != "plain":
         return
     qkv = np.concatenate([x.reshape(tokens, -1) for x in (q, k, v)], axis=1)
@@ -241,7 +250,7 @@ def test_attention(
                 turned=turned,
             )
             front = [qkv, *(norms if normed else []), *(tables if turned else [])]
-            compare_attention(gpu, op2, front, caches, arrays, dtype, singles)
+            compare_attention(gpu, op2, front, caches, arrays, dtype, bucket)
 
 
 def compare_attention(
@@ -251,7 +260,7 @@ def compare_attention(
     caches: list[Array],
     step: list[Array],
     dtype: DType,
-    singles: bool,
+    bucket: Bucket | None,
 ) -> None:
     SEEN.add(type(op))
     at = len(front)
@@ -260,7 +269,7 @@ def compare_attention(
         op,
         [*front, *(c.copy() for c in caches), *step],
         caches=(at, at + 1),
-        singles=singles,
+        bucket=bucket,
     )
     expected = [c.copy() for c in caches]
     wanted = np.asarray(op.compute(*front, *expected, *step))

@@ -196,21 +196,26 @@ def test_memory_is_used_again() -> None:
     assert plan(chain).nbytes <= 2 * 1024
 
 
-@given(st.integers(1, 300), st.integers(1, 300))
-def test_buckets_hold_their_steps(tokens: int, sequences: int) -> None:
-    sequences = min(tokens, sequences)
-    found = Buckets(512, 2048).bucket(tokens, sequences, sequences)
-    assert found.tokens >= tokens
-    assert found.sequences >= sequences
-    assert found.rows >= sequences
-    assert found.singles == (tokens == sequences)
+@given(st.integers(0, 300), st.lists(st.integers(1, 90), max_size=20))
+def test_buckets_hold_their_steps(singles: int, prompts: list[int]) -> None:
+    new = [1] * singles + prompts or [1]
+    starts = np.cumsum([0, *new]).astype(np.int32)
+    found = Buckets(512, 2048).bucket(starts, len(new))
+    leading = next((i for i, n in enumerate(new) if n > 1), len(new))
+    assert found.tokens >= sum(new)
+    assert found.sequences >= len(new)
+    assert found.rows >= len(new)
+    assert found.singles >= leading
+    assert found.prompts >= len(new) - leading
+    assert found.longest >= max(new)
+    assert found.decodes == (sum(new) == len(new))
 
 
 def test_little_of_a_large_step_is_padding() -> None:
     steps = sizes(8192)
     assert steps == sorted(set(steps))
     assert max(b / a for a, b in itertools.pairwise(steps) if a >= 64) <= 1.125
-    assert len(steps) < 80
+    assert len(steps) < 110
 
 
 def test_weights_of_another_model_are_refused() -> None:
