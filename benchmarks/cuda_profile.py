@@ -13,8 +13,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.cuda_model import LLAMA_8B, opened
 from benchmarks.cuda_steps import step_of
-from paddock.engines.cuda.choose import Choices
 from paddock.engines.cuda.gpu import GPU
+from paddock.engines.protocol import Choices
 
 RUNS = 5
 
@@ -40,12 +40,12 @@ def main() -> None:
         step = step_of(session, past, new, blocks)
         choices = Choices.greedy(np.arange(len(past), dtype=np.int32))
         for _ in range(3):
-            session.launch(step, choices)
-            session.collect()
+            session.choose(step, choices)
+            session.chosen()
         with profile(activities=[ProfilerActivity.CUDA]) as seen:
             for _ in range(RUNS):
-                session.launch(step, choices)
-                session.collect()
+                session.choose(step, choices)
+                session.chosen()
         spans = defaultdict(list)
         begin = end = 0.0
         for event in seen.events():

@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.cuda_model import LLAMA_8B, opened
-from paddock.engines.cuda.choose import Choices
 from paddock.engines.cuda.gpu import GPU
 from paddock.engines.cuda.session import CUDASession
-from paddock.engines.protocol import StepInputs
+from paddock.engines.protocol import Choices, StepInputs
 
 
 def step_of(
@@ -48,17 +47,17 @@ def decode_ms(session: CUDASession, sequences: int, context: int, blocks: int) -
     slots = np.arange(sequences, dtype=np.int32)
     choices = Choices.greedy(slots)
     for _ in range(3):
-        session.launch(step, choices)
-        session.collect()
+        session.choose(step, choices)
+        session.chosen()
     fed = StepInputs(**{**vars(step), "token_ids": -1 - slots.astype(np.int64)})
     windows = []
     for _ in range(5):
         began = time.perf_counter()
-        session.launch(fed, choices)
+        session.choose(fed, choices)
         for _ in range(19):
-            session.launch(fed, choices)
-            session.collect()
-        session.collect()
+            session.choose(fed, choices)
+            session.chosen()
+        session.chosen()
         windows.append((time.perf_counter() - began) / 20 * 1e3)
     return statistics.median(windows)
 
@@ -70,8 +69,8 @@ def prompt_ms(session: CUDASession, tokens: int, blocks: int) -> float:
     taken = []
     for _ in range(8):
         began = time.perf_counter()
-        session.launch(step, choices)
-        session.collect()
+        session.choose(step, choices)
+        session.chosen()
         taken.append((time.perf_counter() - began) * 1e3)
     return statistics.median(taken[3:])
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from paddock.graph import Array, DType, Graph, PaddockError
 
 
@@ -55,6 +57,49 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Give back cache and weights."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """How the next token of each row of logits is chosen; all arrays are [rows].
+
+    Temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off; `chances` in [0, 1) say where in
+    the cumulated distribution, by token id, the drawn token lies. The token is kept for the next
+    steps under `slots`, unless that is -1.
+    """
+
+    temperatures: Array  # f32
+    top_ks: Array  # i32
+    top_ps: Array  # f32
+    min_ps: Array  # f32
+    chances: Array  # f64
+    slots: Array  # i32
+
+    @staticmethod
+    def greedy(slots: Array) -> Choices:
+        rows = len(slots)
+        return Choices(
+            np.zeros(rows, np.float32),
+            np.zeros(rows, np.int32),
+            np.ones(rows, np.float32),
+            np.zeros(rows, np.float32),
+            np.zeros(rows, np.float64),
+            np.asarray(slots, np.int32),
+        )
+
+
+class ChoosingSession(Session, Protocol):
+    """A session that chooses tokens itself, so that a step can begin before the host knows them."""
+
+    def choose(self, step: StepInputs, choices: Choices) -> None:
+        """Enqueue a step whose tokens are chosen as `choices` says; there may be two on the way.
+
+        A token id of -1 - slot stands for the one that was chosen last under that slot. Raises
+        `MemoryError` where the step does not fit beside the cache; nothing has happened then.
+        """
+
+    def chosen(self) -> Array:
+        """Tokens i32 [R] of the oldest step on the way; -1 where a row's logits are no numbers."""
 
 
 @dataclass(frozen=True)

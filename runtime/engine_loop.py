@@ -14,6 +14,7 @@ from typing import Protocol, Self, TypeVar
 
 from paddock.engines.protocol import Session
 from paddock.runtime.admission import Admission
+from paddock.runtime.ahead_stepper import AheadStepper
 from paddock.runtime.constraint import Grammars
 from paddock.runtime.errors import LoopClosed
 from paddock.runtime.handle import RequestHandle
@@ -73,7 +74,8 @@ class EngineLoop:
         hasher = PrefixHasher(session.block_size)
         self._intake = Intake(session, limits, tokenizer, hasher, clock, grammars)
         self._admission = Admission(limits, clock)
-        self._stepper = Stepper(
+        kind = AheadStepper if hasattr(session, "choose") else Stepper
+        self._stepper = kind(
             session,
             limits,
             Scheduler(limits, session.block_size, hasher, reuse=not session.state_bytes),

@@ -120,6 +120,12 @@ class Sequence:
         self.following: bytes | None = None  # the digest it waits for
         self.preemptions = 0
 
+        # Kept by a stepper that runs ahead of the tokens.
+        self.pending = 0
+        """The last tokens, as many, are on their way: numbers below 0 stand in their places."""
+        self.closing = False
+        """The last of them ends it: no step goes on from there."""
+
         # Prompt log-probabilities are asked of the first sequence alone: they are all the same.
         wanted = request.params.prompt_logprobs is not None and index == 0
         self.prompt_rows = self.prompt_length - 1 if wanted else 0
@@ -129,8 +135,8 @@ class Sequence:
 
     @property
     def generated(self) -> int:
-        """Tokens made so far."""
-        return self.length - self.prompt_length
+        """Tokens made so far, and known."""
+        return self.length - self.prompt_length - self.pending
 
     @property
     def token_ids(self) -> TokenIds:
@@ -150,3 +156,8 @@ class Sequence:
             self._tokens = grown
         self._tokens[self.length] = token_id
         self.length += 1
+
+    def settle(self, token_id: int) -> None:
+        """The first of the pending tokens is known now."""
+        self._tokens[self.length - self.pending] = token_id
+        self.pending -= 1

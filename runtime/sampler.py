@@ -97,6 +97,26 @@ class SequenceSampler:
         if self._constraint is not None:
             self._constraint.accept(token_id)
 
+    def spend_chance(self) -> None:
+        """The next token's random number is used; `chance` is that of the one behind it."""
+        self._chance = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether every token can be chosen from its logits, and told, without those before it."""
+        params = self.params
+        return (
+            params.logprobs is None
+            and params.prompt_logprobs is None
+            and params.typical_p == 1
+            and params.min_tokens == 0
+            and self._bias_ids.size == 0
+            and self._seen is None
+            and self._output is None
+            and not self._bad_words
+            and self._constraint is None
+        )
+
     @property
     def complete(self) -> bool:
         """Whether the sequence's grammar lets nothing follow any more."""
@@ -272,6 +292,9 @@ class _BadWords:
         longest = max((len(word) - 1 for word in words), default=0)
         self._longest = longest
         self._tail = [int(id_) for id_ in prompt_token_ids[-longest:]] if longest else []
+
+    def __bool__(self) -> bool:
+        return bool(self._always or self._after)
 
     @property
     def may_ban(self) -> bool:

@@ -84,6 +84,8 @@ class Scheduler:
         self.hasher = hasher or PrefixHasher(block_size)
         self.pool = BlockPool(limits.cache_blocks)
         self.counters = Counters()
+        self.most_running = limits.max_sequences
+        """Fewer after a step found no memory, until everything has run."""
         self.running: list[Sequence] = []  # by rank, best first
         self.waiting: RankQueue[Sequence] = RankQueue()
         context = min(limits.max_context, limits.cache_blocks * block_size)
@@ -133,14 +135,34 @@ class Scheduler:
 
     def commit(self, decision: Decision) -> None:
         """The step has run: its tokens are in the cache, and full blocks can be found."""
+        self.advance(decision)
+        self.register(decision)
+
+    def advance(self, decision: Decision) -> None:
+        """The step is on its way: the next one begins behind its tokens."""
+        for chunk in decision.chunks:
+            if chunk.sequence.state is State.RUNNING:
+                chunk.sequence.computed = chunk.past + chunk.tokens
+
+    def register(self, decision: Decision) -> None:
+        """All tokens that went into the step are known: full blocks can be found."""
         size = self.block_size
         for chunk in decision.chunks:
             sequence = chunk.sequence
             if sequence.state is not State.RUNNING:
                 continue
-            sequence.computed = computed = chunk.past + chunk.tokens
-            while self.reuse and (sequence.registered + 1) * size <= computed:
+            # One that was preempted and admitted again meanwhile has computed less.
+            known = min(chunk.past + chunk.tokens, sequence.computed)
+            while self.reuse and (sequence.registered + 1) * size <= known:
                 self._register_next_block(sequence)
+
+    def preempt_worst(self) -> bool:
+        """Run one sequence less, from now on: the worst-ranked waits. False where there is one."""
+        if len(self.running) < 2:
+            return False
+        self._preempt(self.running[-1])
+        self.most_running = len(self.running)
+        return True
 
     def finish(self, sequence: Sequence) -> None:
         """Take a sequence out, whatever state it is in; its blocks are free at once."""
@@ -190,7 +212,7 @@ class Scheduler:
         while position < len(self.running):
             sequence = self.running[position]
             past = sequence.computed
-            if sequence.length - past == 1:
+            if sequence.length - past == 1 and not sequence.closing:
                 if past == len(sequence.blocks) * size:
                     while not self.pool.free and self.running[-1] is not sequence:
                         self._preempt(self.running[-1])
@@ -234,6 +256,8 @@ class Scheduler:
         be found in the cache.
         """
         while room.tokens and room.looks and self._slots and (first := self.waiting.first()):
+            if len(self.running) >= self.most_running:
+                break
             rank, sequence = first
             if before is not None and rank > before:
                 break
@@ -265,7 +289,8 @@ class Scheduler:
         done = len(sequence.prompt_logprobs)
         if done < sequence.prompt_rows:
             tokens = done
-        return tokens // self.block_size
+        # The last digest may not be made yet, where a step is on its way.
+        return min(tokens // self.block_size, len(sequence.digests))
 
     def _fresh_blocks(self, sequence: Sequence, found: list[int]) -> int | None:
         """How many blocks it needs beside those found; None: it has to wait.

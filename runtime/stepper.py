@@ -13,7 +13,7 @@ from paddock.runtime.outputs import Event
 from paddock.runtime.rank_queue import RankQueue
 from paddock.runtime.request import FinishReason, Request, Sequence, State
 from paddock.runtime.sampler import LogitsError, SampledToken, prompt_logprobs, sample
-from paddock.runtime.scheduler import Scheduler
+from paddock.runtime.scheduler import Decision, Scheduler
 from paddock.runtime.stats import StepReport
 from paddock.runtime.step_planner import PlannedStep, PromptRows, StepPlanner
 
@@ -132,7 +132,9 @@ class Stepper:
 
     def plan(self, now: float) -> PlannedStep:
         """Decide the next step and lay out its arrays."""
-        decision = self.scheduler.schedule()
+        return self._lay_out(self.scheduler.schedule(), now)
+
+    def _lay_out(self, decision: Decision, now: float) -> PlannedStep:
         if not decision.chunks:
             raise AssertionError(
                 f"nothing to run, yet {self.scheduler.queued} sequences wait and "
@@ -186,7 +188,10 @@ class Stepper:
     def _accept(self, sequence: Sequence, token: SampledToken, now: float) -> None:
         request, token_id = sequence.request, token.token_id
         params = request.params
-        sequence.append(token_id)
+        if sequence.pending:
+            sequence.settle(token_id)
+        else:
+            sequence.append(token_id)
         sequence.sampler.append(token_id)
         sequence.token_times.append(now)
         self.generated_tokens += 1

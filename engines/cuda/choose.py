@@ -8,40 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from paddock.engines.protocol import Choices
 from paddock.graph import Array, DType
 from paddock.graph.op import Op
 from paddock.graph.tensor import TensorType
 
 ONE = float(1 << 40)  # the likeliest token's weight, as a fixed-point number
-
-
-@dataclass(frozen=True)
-class Choices:
-    """How the next token of each row of logits is chosen; all arrays are [rows].
-
-    Temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off; `chances` in [0, 1) say where in
-    the cumulated distribution, by token id, the drawn token lies. The token is kept for the next
-    steps under `slots`, unless that is -1.
-    """
-
-    temperatures: Array  # f32
-    top_ks: Array  # i32
-    top_ps: Array  # f32
-    min_ps: Array  # f32
-    chances: Array  # f64
-    slots: Array  # i32
-
-    @staticmethod
-    def greedy(slots: Array) -> Choices:
-        rows = len(slots)
-        return Choices(
-            np.zeros(rows, np.float32),
-            np.zeros(rows, np.int32),
-            np.ones(rows, np.float32),
-            np.zeros(rows, np.float32),
-            np.zeros(rows, np.float64),
-            np.asarray(slots, np.int32),
-        )
 
 
 CHOICE_TYPES: dict[str, np.dtype[Any]] = {

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from paddock.engines.cuda.buckets import Bucket, Buckets
-from paddock.engines.cuda.choose import CHOICE_TYPES, Choices, ChooseTokens, FillIn
+from paddock.engines.cuda.choose import CHOICE_TYPES, ChooseTokens, FillIn
 from paddock.engines.cuda.device import Device, Event, Instruction
 from paddock.engines.cuda.program import Program
 from paddock.engines.cuda.step_layout import StepLayout
-from paddock.engines.protocol import BuildError, StepInputs
+from paddock.engines.protocol import BuildError, Choices, StepInputs
 from paddock.graph import Array, DType, Graph
 from paddock.graph.ops import CacheBlocks, Input
 from paddock.graph.tensor import ROWS, TOKENS, TensorType, fixed
@@ -50,7 +50,7 @@ class _Flight:
 class CUDASession:
     """Implements `paddock.engines.protocol.Session`. `options`: `block_size`, tokens in a block.
 
-    Work goes to the device in order, and nothing waits for it but `collect` and `run`: a step may
+    Work goes to the device in order, and nothing waits for it but `chosen` and `run`: a step may
     be launched while the one before runs, and read from the device what that one chose.
     """
 
@@ -114,20 +114,20 @@ class CUDASession:
         logits: Array = result[:nbytes].view(np.float32).reshape(-1, self.vocab_size)[:rows]
         return logits
 
-    def launch(self, step: StepInputs, choices: Choices) -> None:
-        """Enqueue a step whose tokens are chosen on the device; `collect` gives them, in order.
+    def choose(self, step: StepInputs, choices: Choices) -> None:
+        """Enqueue a step whose tokens are chosen on the device; `chosen` gives them, in order.
 
         A token id of -1 - slot stands for the token that was chosen last under that slot.
         """
         if len(self._flights) >= IN_FLIGHT:
-            raise BuildError(f"{IN_FLIGHT} steps are in flight: collect one first")
+            raise BuildError(f"{IN_FLIGHT} steps are on the way: ask what was chosen first")
         rows = len(step.logit_rows)
         self._enqueue(step, choices)
         result = self._result(4 * rows)
         self.device.read(result[: 4 * rows], self._tokens[:rows])
         self._flights.append(_Flight(self.device.mark(), result, rows))
 
-    def collect(self) -> Array:
+    def chosen(self) -> Array:
         """Tokens i32 [R] of the oldest launched step; -1 where its logits are no numbers."""
         flight = self._flights.popleft()
         flight.event.synchronize()
@@ -228,4 +228,4 @@ class CUDASession:
 
     def _finish_all(self) -> None:
         while self._flights:
-            self.collect()
+            self.chosen()

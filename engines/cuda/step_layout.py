@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from paddock.engines.cuda.buckets import Bucket
-from paddock.engines.cuda.choose import CHOICE_TYPES, Choices
-from paddock.engines.protocol import StepInputs
+from paddock.engines.cuda.choose import CHOICE_TYPES
+from paddock.engines.protocol import Choices, StepInputs
 from paddock.graph import Array
 from paddock.graph.ops import Input
 from paddock.graph.tensor import ROWS, SEQUENCES, STARTS, TABLE, TOKENS, Dim

@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 
 from paddock.engines import cuda
 from paddock.engines.cuda.buckets import Buckets, sizes
-from paddock.engines.cuda.choose import Choices
 from paddock.engines.cuda.fused import FusedLinear, ProjectedAttention
 from paddock.engines.cuda.memory_plan import ALIGNMENT, Lifetime, plan
 from paddock.engines.cuda.session import CUDASession
-from paddock.engines.protocol import BuildError
+from paddock.engines.protocol import BuildError, Choices
 from paddock.graph import Array, DType, Graph, use_graph
 from paddock.graph import ops as F
 from paddock.graph.tensor import TOKENS
@@ -99,15 +98,15 @@ def test_tokens_feed_back_on_the_device() -> None:
     session.allocate_cache(8)
     slot = np.array([3], np.int32)
     found = []
-    session.launch(
+    session.choose(
         step_inputs(session, [(prompt, 0, [5, 2, 7, 1])], np.array([6])), Choices.greedy(slot)
     )
     for past in range(7, 12):
         unknown = np.array([-1 - 3], np.int64)
         step = step_inputs(session, [(unknown, past, [5, 2, 7, 1])], np.array([0]))
-        session.launch(step, Choices.greedy(slot))
-        found.append(int(session.collect()[0]))
-    found.append(int(session.collect()[0]))
+        session.choose(step, Choices.greedy(slot))
+        found.append(int(session.chosen()[0]))
+    found.append(int(session.chosen()[0]))
     assert found == expected
     session.close()
 
@@ -117,9 +116,9 @@ def test_no_more_steps_in_flight_than_buffers() -> None:
     session.allocate_cache(4)
     step = step_inputs(session, [(np.array([1, 2]), 0, [0])], np.array([1]))
     for _ in range(session.steps_in_flight):
-        session.launch(step, Choices.greedy(np.array([0], np.int32)))
-    with pytest.raises(BuildError, match="collect one first"):
-        session.launch(step, Choices.greedy(np.array([0], np.int32)))
+        session.choose(step, Choices.greedy(np.array([0], np.int32)))
+    with pytest.raises(BuildError, match="ask what was chosen first"):
+        session.choose(step, Choices.greedy(np.array([0], np.int32)))
     session.close()
 
 
@@ -130,12 +129,12 @@ def test_nothing_waits_inside_a_step() -> None:
     session.allocate_cache(4)
     step = step_inputs(session, [(np.array([1]), 3, [0])], np.array([0]))
     for _ in range(3):
-        session.launch(step, Choices.greedy(np.array([0], np.int32)))
-        session.collect()
+        session.choose(step, Choices.greedy(np.array([0], np.int32)))
+        session.chosen()
     device.log.clear()
-    session.launch(step, Choices.greedy(np.array([0], np.int32)))
+    session.choose(step, Choices.greedy(np.array([0], np.int32)))
     assert device.log == ["write", "launch", "read"]
-    session.collect()
+    session.chosen()
     session.close()
 
 
