@@ -128,6 +128,7 @@ def derive_limits(
     state_bytes: int = 0,
     most_sequences: int | None = None,
     most_tokens_per_step: int | None = None,
+    cache_share: float = CACHE_SHARE,
 ) -> Limits:
     """The engine loop's limits. `machine` is measured after the engine was opened; `most_...` is
     what an engine was compiled for that was compiled for sizes.
@@ -140,7 +141,7 @@ def derive_limits(
     asked = recipe.limits
     sequences = asked.max_sequences or most_sequences
     sequences = sequences or min(SEQUENCES_PER_CORE * machine.cores, 256)
-    room = _cache_room(recipe, machine, unclaimed_bytes)
+    room = _cache_room(recipe, machine, unclaimed_bytes, cache_share)
     if state_bytes and asked.max_sequences is None:
         sequences = max(min(sequences, room // 2 // state_bytes), 1)
     per_step = asked.max_tokens_per_step or most_tokens_per_step
@@ -252,11 +253,11 @@ def _cache_blocks(
     return min((room - states_bytes) // block_bytes, usable) if block_bytes else usable
 
 
-def _cache_room(recipe: Recipe, machine: Machine, unclaimed_bytes: int) -> int:
+def _cache_room(recipe: Recipe, machine: Machine, unclaimed_bytes: int, share: float) -> int:
     """Bytes for blocks and states: what is asked for, or a share of what would be free."""
     if recipe.limits.cache_gib is not None:
         return int(recipe.limits.cache_gib * GIB)
-    return int((machine.free_bytes - unclaimed_bytes - _left_free(machine)) * CACHE_SHARE)
+    return int((machine.free_bytes - unclaimed_bytes - _left_free(machine)) * share)
 
 
 def _left_free(machine: Machine) -> int:

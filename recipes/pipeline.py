@@ -28,6 +28,7 @@ from paddock.recipes import engine_kinds
 from paddock.recipes.build_cache import BuildCache
 from paddock.recipes.builder import Builder, timed
 from paddock.recipes.derive import (
+    CACHE_SHARE,
     ContextLength,
     choose_dtype,
     context_length,
@@ -36,7 +37,7 @@ from paddock.recipes.derive import (
     sampling_defaults,
 )
 from paddock.recipes.errors import RecipeError
-from paddock.recipes.machine import measure
+from paddock.recipes.machine import Machine, measure
 from paddock.recipes.progress import SILENT, Progress
 from paddock.recipes.schema import Recipe
 from paddock.recipes.tracing import Traced, trace_graph, vocab_size
@@ -188,7 +189,7 @@ def build(recipe: Recipe, *, progress: Progress = SILENT, rebuild: bool = False)
             traced,
             cache,
             prove=lambda: prove_binding(traced, checkpoint),
-            options=engine_options(recipe) | build_bounds(recipe, kind, traced),
+            options=build_options(recipe) | build_bounds(recipe, kind, traced),
             progress=progress,
             timings=timings,
         )
@@ -245,16 +246,18 @@ def _start_loop(
     tokenizer: Tokenizer,
     progress: Progress,
 ) -> EngineLoop | Encoder:
+    machine, on_gpu = _where_it_computes(session)
     limits = derive_limits(
         recipe,
-        measure(),
+        machine,
+        cache_share=1.0 if on_gpu else CACHE_SHARE,
         max_context=built.context.tokens,
         block_size=session.block_size,
         block_bytes=session.block_bytes,
         state_bytes=session.state_bytes,
         # The mapped weights count as free memory until they are read, and an engine may
         # repack them at its first step.
-        unclaimed_bytes=int(built.manifest["weight_bytes"]),
+        unclaimed_bytes=int(getattr(session, "step_bytes", built.manifest["weight_bytes"])),
         most_sequences=getattr(session, "max_sequences", None),
         most_tokens_per_step=getattr(session, "max_tokens_per_step", None),
     )
@@ -300,6 +303,16 @@ def _start_encoder(
         max_tokens=min(n for n in longest if n is not None),
         classifier=classifier,
     )
+
+
+def _where_it_computes(session: Session) -> tuple[Machine, bool]:
+    """This machine, its memory that of the GPU where the session runs on one; and whether it is."""
+    machine = measure()
+    memory: tuple[int, int] | None = getattr(session, "gpu_memory", None)
+    if memory is None:
+        return machine, False
+    free, total = memory
+    return replace(machine, free_bytes=free, memory_bytes=total), True
 
 
 def import_plugins(recipe: Recipe) -> None:
@@ -362,6 +375,12 @@ def engine_options(recipe: Recipe) -> dict[str, Any]:
     options = recipe.engine.model_dump(exclude={"name"}, exclude_none=True)
     options.setdefault("threads", measure().cores)
     return options
+
+
+def build_options(recipe: Recipe) -> dict[str, Any]:
+    """Those of a build and its check: fewer bits are made of the weights only when it is opened."""
+    opening = ("precision", "memory_fraction")
+    return {k: v for k, v in engine_options(recipe).items() if k not in opening}
 
 
 def build_bounds(recipe: Recipe, kind: EngineKind, traced: Traced) -> dict[str, int]:

@@ -51,12 +51,22 @@ class EngineSettings(Settings):
     that run the dtype where it has none."""
     weights: Literal["external", "embedded"] | None = None
     """tensorrt: fed to the plan (None, as external), or constants in it."""
+    precision: Literal["auto", "fp8"] | None = None
+    """cuda: fp8 keeps the matrices of products as e4m3, made when the engine opens, and multiplies
+    them with activations in e4m3; None, as auto: the dtype's."""
+    memory_fraction: Annotated[float, Field(strict=True, gt=0, le=1)] | None = None
+    """cuda: of the GPU's memory, what this engine may take in all; None: all of it."""
 
     @model_validator(mode="after")
     def _belongs_together(self) -> Self:
-        for key in ("flavour", "target", "weights"):
-            if getattr(self, key) is not None and self.name != "tensorrt":
-                raise ValueError(f"{key}: engine {self.name} has no such setting, tensorrt has")
+        own: dict[str, tuple[str, ...]] = {
+            "tensorrt": ("flavour", "target", "weights"),
+            "cuda": ("precision", "memory_fraction"),
+        }
+        for engine, keys in own.items():
+            for key in keys:
+                if getattr(self, key) is not None and self.name != engine:
+                    raise ValueError(f"{key}: engine {self.name} has no such setting, {engine} has")
         return self
 
 

@@ -57,8 +57,8 @@ class Device(Protocol):
     max_blocks: int
     """The most cache blocks of one sequence that steps may have."""
 
-    def memory(self) -> tuple[int, int]:
-        """Free and total bytes."""
+    def memory(self, fraction: float) -> tuple[int, int]:
+        """Free and total bytes, of a share of the device."""
 
     def zeros(self, shape: Sequence[int], dtype: np.dtype[Any]) -> Any:
         """A device array. Raises `MemoryError`."""

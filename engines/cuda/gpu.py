@@ -109,10 +109,12 @@ class GPU:
 
     # --- memory -------------------------------------------------------------------------------
 
-    def memory(self) -> tuple[int, int]:
-        """Free and total bytes, with what CuPy's pool holds unused counted as free."""
+    def memory(self, fraction: float = 1.0) -> tuple[int, int]:
+        """Free and total bytes, of a share of the GPU; what CuPy's pool holds unused is free."""
+        pool = self.cupy.get_default_memory_pool()
         free, total = self.cupy.cuda.runtime.memGetInfo()
-        return free + self.cupy.get_default_memory_pool().free_bytes(), total
+        share = int(total * fraction)
+        return max(0, min(free + pool.free_bytes(), share - pool.used_bytes())), share
 
     def zeros(self, shape: Sequence[int], dtype: np.dtype[Any]) -> Any:
         """Raises `MemoryError` where the GPU has not so much."""

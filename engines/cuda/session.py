@@ -25,6 +25,7 @@ CAPTURED_TOKENS = 1024  # of a mixed step; larger ones hide the host's work behi
 SLOTS = 4096
 MAX_ROWS = 1 << 16  # of logits in a step
 IN_FLIGHT = 2
+MAX_SEQUENCES, MAX_TOKENS = 512, 8192  # of a step
 
 
 @dataclass
@@ -71,6 +72,8 @@ class CUDASession:
             for op in self._caches
         )
         self.state_bytes = 0
+        self.max_sequences, self.max_tokens_per_step = MAX_SEQUENCES, MAX_TOKENS
+        self._fraction = float(options.get("memory_fraction") or 1.0)
         self._inputs = [op for n in self._program.inputs if isinstance(op := n.op, Input)]
         self._buckets = Buckets(1024, 1 << 20)
         self._bound: dict[Bucket, _Bound] = {}
@@ -94,6 +97,19 @@ class CUDASession:
         for op in self._caches:
             shape = (blocks, self.block_size, *fixed(op.shape[2:]))
             self._cache[op.key] = self.device.cache(shape, op.dtype.numpy)
+
+    @property
+    def gpu_memory(self) -> tuple[int, int]:
+        """Bytes that this engine may still take, and all that it may ever have."""
+        return self.device.memory(self._fraction)
+
+    @property
+    def step_bytes(self) -> int:
+        """What the largest step needs beside weights and cache."""
+        largest = Bucket(MAX_TOKENS, MAX_SEQUENCES, MAX_SEQUENCES, 0, 1, MAX_TOKENS)
+        many = MAX_SEQUENCES
+        decode = Bucket(many, many, many, many, 0, 1)
+        return max(self._program.arena_bytes(b, self._table) for b in (largest, decode))
 
     @property
     def steps_in_flight(self) -> int:

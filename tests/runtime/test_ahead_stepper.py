@@ -63,7 +63,7 @@ def counting() -> Counting:
 def workload(seed: int, count: int, **settings: Any) -> list[tuple[list[int], SamplingParams, int]]:
     """Prompts, their settings, and priorities."""
     random = np.random.default_rng(seed)
-    made = []
+    made: list[tuple[list[int], SamplingParams, int]] = []
     for i in range(count):
         prompt = random.integers(0, VOCABULARY, random.integers(1, 20)).tolist()
         if i % 3 == 2:

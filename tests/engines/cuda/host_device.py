@@ -39,8 +39,8 @@ class HostDevice:
         self.allocated = 0
         self.max_blocks = 2
 
-    def memory(self) -> tuple[int, int]:
-        return self.bytes - self.allocated, self.bytes
+    def memory(self, fraction: float) -> tuple[int, int]:
+        return int(self.bytes * fraction) - self.allocated, int(self.bytes * fraction)
 
     def zeros(self, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
         made = np.zeros(tuple(shape), dtype)
