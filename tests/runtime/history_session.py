@@ -86,8 +86,9 @@ class HistorySession:
         """Every promise of the packed form."""
         wide = {"token_ids", "positions", "logit_rows"}
         for name, array in vars(step).items():
-            if array is not None:  # token types, which only encoders have
-                assert array.dtype == (np.int64 if name in wide else np.int32), name
+            if array is None:  # token types, which only encoders have
+                continue
+            assert array.dtype == (np.int64 if name in wide else np.int32), name
             assert array.ndim == 1, name
             assert array.flags.c_contiguous, name
         tokens, sequences = len(step.token_ids), len(step.past_lengths)
