@@ -37,7 +37,9 @@ def create_app(served: ServedModel, *, keys: Sequence[str], version: str) -> Fas
         version=version,
         docs_url=None,  # their pages load scripts from elsewhere
         redoc_url=None,
-        dependencies=[Security(HTTPBearer(auto_error=False, description="An API key"))],
+        dependencies=[Security(HTTPBearer(auto_error=False, description="An API key"))]
+        if keys
+        else [],
     )
     app.router.route_class = StrictRoute
     metrics = Metrics(served.loop, served.name, served.block_size)
@@ -54,7 +56,7 @@ def create_app(served: ServedModel, *, keys: Sequence[str], version: str) -> Fas
     if settings.page:
         app.include_router(page.routes())
     _answer_errors(app)
-    app.openapi = lambda: _document(app)  # type: ignore[method-assign]
+    app.openapi = lambda: _document(app, served.names)  # type: ignore[method-assign]
 
     # The last that is added is the first that is asked.
     app.add_middleware(
@@ -122,16 +124,31 @@ def _answer_errors(app: FastAPI) -> None:
     app.add_exception_handler(PaddockError, ours)
 
 
-def _document(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's document, true: what fails validation is answered with 400 here, not 422."""
+def _document(app: FastAPI, names: Sequence[str]) -> dict[str, Any]:
+    """FastAPI's document, made true: invalid requests are answered with 400 here, not 422."""
     if app.openapi_schema is None:
         document = FastAPI.openapi(app)
         for path in document["paths"].values():
             for operation in path.values():
-                operation["responses"].pop("422", None)
+                responses = operation["responses"]
+                responses.pop("422", None)
+                for status, response in responses.items():
+                    if status >= "400":  # always JSON, whatever the route's own answers are
+                        [schema] = response["content"].values()
+                        response["content"] = {"application/json": schema}
         schemas = document["components"]["schemas"]
+        for schema in schemas.values():
+            if "model" in schema["properties"] and schema.get("additionalProperties") is False:
+                _name_models(schema["properties"]["model"], names)
         for unused in ("HTTPValidationError", "ValidationError"):
             schemas.pop(unused, None)
         document["paths"]["/health"]["get"]["security"] = []
         app.openapi_schema = document
     return app.openapi_schema
+
+
+def _name_models(described: dict[str, Any], names: Sequence[str]) -> None:
+    """Say which names a request's `model` may be."""
+    for kind in described.get("anyOf", [described]):
+        if kind.get("type") == "string":
+            kind["enum"] = list(names)

@@ -137,14 +137,11 @@ def _prompt(body: ChatRequest, served: ServedModel, tools: Sequence[Tool]) -> st
         variables["reasoning_effort"] = body.reasoning_effort
         variables["enable_thinking"] = body.reasoning_effort != "none"
     variables |= body.chat_template_kwargs or {}
-    generation = body.add_generation_prompt
-    if generation is None:
-        generation = not body.continue_final_message
     return chat_text(
         served,
         body.messages,
         tools,
-        add_generation_prompt=generation,
+        add_generation_prompt=body.add_generation_prompt,
         continue_final_message=body.continue_final_message,
         documents=body.documents,
         variables=variables,
@@ -171,7 +168,7 @@ def chat_text(
             )
     return served.tokenizer.apply_chat_template(
         [_message(message) for message in messages],
-        add_generation_prompt,
+        add_generation_prompt and not continue_final_message,
         tools=[tool.model_dump(exclude_none=True) for tool in tools] or None,
         documents=documents,
         continue_final_message=continue_final_message,

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from paddock.runtime.server.completion_schema import StreamOptions, StructuredOutputsBody
-from paddock.runtime.server.sampling_fields import Body, SamplingFields, Tokens
+from paddock.runtime.server.sampling_fields import Body, Never, SamplingFields, Tokens
 from paddock.runtime.server.usage import Usage
 
 FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
@@ -16,7 +16,7 @@ FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
 class TextPart(BaseModel):
     """A part of a message; parts of a message are joined by line breaks."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", strict=True)
 
     type: Literal["text", "input_text", "output_text", "refusal"]
     text: str = ""
@@ -38,7 +38,7 @@ class ToolCall(BaseModel):
 class ChatMessage(BaseModel):
     """More fields than these are handed to the chat template as they are."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", strict=True)
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[TextPart] | None = None
@@ -121,12 +121,13 @@ class ChatRequest(SamplingFields):
     include_reasoning: bool = True
     chat_template_kwargs: dict[str, Any] | None = None
     """Variables of the chat template, e.g. `{"enable_thinking": false}`."""
-    add_generation_prompt: bool | None = None
+    add_generation_prompt: bool = True
     continue_final_message: bool = False
+    """Leave the last message open, to go on with it; no new one is begun then."""
     documents: Annotated[list[dict[str, Any]], Field(max_length=256)] | None = None
 
     modalities: list[Literal["text"]] | None = None
-    store: Literal[False] | None = None
+    store: Never | None = None
     # Hints of OpenAI's service, which are taken and do nothing here.
     user: str | None = None
     metadata: dict[str, str] | None = None

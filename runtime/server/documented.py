@@ -27,10 +27,17 @@ def failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
 ALWAYS = failures(400, 401, 403, 408, 413, 500, 503)
 GENERATING = failures(400, 401, 403, 404, 408, 413, 429, 500, 503)
 
+_EVENT = {
+    "type": "object",
+    "description": "an event of the stream; its data is JSON, and `[DONE]` at the end",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+}
+
 STREAMED_OR_NOT: dict[int | str, dict[str, Any]] = {
     **GENERATING,
     200: {
         "description": "the answer, or with `stream` its pieces as server-sent events",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {"schema": _EVENT}},
     },
 }

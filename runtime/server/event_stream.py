@@ -44,6 +44,7 @@ class EventStream(Response):
         del self.headers["content-length"]
         self._events = events
         self._write_timeout_s = write_timeout_s
+        self._writing_since: float | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send(
@@ -52,7 +53,13 @@ class EventStream(Response):
         sending = asyncio.ensure_future(self._send_all(send))
         leaving = asyncio.ensure_future(_disconnected(receive))
         try:
-            await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
+            while not sending.done() and not leaving.done() and not self._stuck():
+                # Looking now and then costs less than a timer for each piece.
+                await asyncio.wait(
+                    (sending, leaving),
+                    timeout=self._write_timeout_s / 4,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
         finally:
             leaving.cancel()
             if not sending.done():
@@ -62,17 +69,25 @@ class EventStream(Response):
             await self._events.aclose()
 
     async def _send_all(self, send: Send) -> None:
-        try:
+        now = asyncio.get_running_loop().time
+        with contextlib.suppress(OSError):  # disconnected while writing
             async for piece in self._events:
-                async with asyncio.timeout(self._write_timeout_s):
-                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+                self._writing_since = now()
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+                self._writing_since = None
             await send({"type": "http.response.body", "body": b"", "more_body": False})
-        except TimeoutError:
+
+    def _stuck(self) -> bool:
+        """Whether the client has taken nothing for too long."""
+        since = self._writing_since
+        stuck = (
+            since is not None and asyncio.get_running_loop().time() - since > self._write_timeout_s
+        )
+        if stuck:
             logger.warning(
                 "the client took nothing for %g s: it is disconnected", self._write_timeout_s
             )
-        except OSError:  # disconnected while writing
-            pass
+        return stuck
 
 
 async def while_connected(request: Request, answer: Awaitable[Answer]) -> Answer:

@@ -14,7 +14,7 @@ from paddock.runtime.server.chat_schema import (
     TextPart,
 )
 from paddock.runtime.server.completion_schema import StructuredOutputsBody
-from paddock.runtime.server.sampling_fields import Body, SamplingFields, Tokens
+from paddock.runtime.server.sampling_fields import Body, Never, SamplingFields, Tokens
 
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
 
@@ -22,7 +22,7 @@ Status = Literal["in_progress", "completed", "incomplete", "failed"]
 class _Item(BaseModel):
     """What a client got in an answer it may send back whole; what is not needed is passed over."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", strict=True)
 
 
 class InputMessage(_Item):
@@ -106,7 +106,7 @@ class ResponseRequest(SamplingFields):
     input: str | Annotated[list[InputItem], Field(min_length=1, max_length=4096)]
     instructions: str | None = None
     max_output_tokens: Annotated[Tokens, Field(ge=1)] | None = None
-    n: Literal[1] | None = None
+    n: Annotated[int, Field(ge=1, le=1)] | None = None
     stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=100)] | None = None
@@ -123,7 +123,7 @@ class ResponseRequest(SamplingFields):
 
     store: bool | None = None
     """Is taken: answers are never stored, and say so."""
-    background: Literal[False] | None = None
+    background: Never | None = None
     previous_response_id: None = None
     truncation: Literal["disabled"] | None = None
     # Hints of OpenAI's service, which are taken and do nothing here.

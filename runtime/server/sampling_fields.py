@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
 from paddock.runtime.intake import MAX_PRIORITY
 from paddock.runtime.sampling_params import SamplingParams
@@ -15,10 +15,23 @@ TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Tokens = Annotated[int, Field(lt=2**31)]
 
 
-class Body(BaseModel):
-    """A request's body: a field that it does not know is an error, not silence."""
+def _is_false(value: bool) -> bool:
+    if value:
+        raise ValueError("this server cannot do that; leave it out")
+    return value
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+Never = Annotated[
+    bool, AfterValidator(_is_false), WithJsonSchema({"type": "boolean", "const": False})
+]
+"""A field that may say no. (`Literal[False]` would take 0 as well.)"""
+
+
+class Body(BaseModel):
+    """A request's body: a field that it does not know is an error, and so is a value of a type that
+    only looks like the field's."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
 
 class SamplingFields(Body):
@@ -37,7 +50,8 @@ class SamplingFields(Body):
         None, max_length=4096
     )
     """Added to the logits of token ids, which are written as decimal strings."""
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    seed: int | None = None
+    """Of its last 64 bits."""
     n: Annotated[int, Field(ge=1, le=1024)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=64)] | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=256)] | None = None
@@ -61,6 +75,8 @@ class SamplingFields(Body):
             for name in _SAME_NAME
             if (value := getattr(self, name)) is not None and value != []
         }
+        if self.seed is not None:
+            taken["seed"] = self.seed % 2**64
         if taken.get("top_k") == -1:
             taken["top_k"] = 0
         if self.include_stop_str_in_output is not None:
@@ -78,7 +94,6 @@ _SAME_NAME = (
     "presence_penalty",
     "frequency_penalty",
     "logit_bias",
-    "seed",
     "n",
     "stop",
     "stop_token_ids",

@@ -1,0 +1,108 @@
+"""The OpenAPI document is complete and true: schemathesis asks what it allows and forbids."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.runtime.server.serving import Serving
+
+KEY = "key-of-this-test"
+
+
+@pytest.fixture(scope="module")
+def locked(environment: dict[str, str], server_home: Path) -> Iterator[Serving]:
+    """With a key, so that refusals without it are looked at; no answer takes long."""
+    with Serving(
+        environment | {"PADDOCK_API_KEY": KEY},
+        server_home,
+        "demo",
+        "server.request_timeout_s=0.2",
+        "server.log_requests=false",
+    ) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def document(locked: Serving) -> dict[str, Any]:
+    _, _, found = locked.ask("/openapi.json", headers={"Authorization": f"Bearer {KEY}"})
+    assert isinstance(found, dict)
+    return found
+
+
+def test_without_keys_it_asks_for_none(server: Serving) -> None:
+    _, _, found = server.ask("/openapi.json")
+    assert "securitySchemes" not in found["components"]
+    model = found["components"]["schemas"]["ChatRequest"]["properties"]["model"]
+    assert model["enum"] == ["demo"]
+
+
+def test_every_route_is_described(document: dict[str, Any]) -> None:
+    paths = set(document["paths"])
+    assert {
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/responses",
+        "/v1/models",
+        "/v1/models/{model}",
+        "/tokenize",
+        "/detokenize",
+        "/health",
+        "/ready",
+        "/version",
+        "/stats",
+        "/metrics",
+        "/",
+    } <= paths
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            assert operation["description"], (method, path)
+            assert "422" not in operation["responses"], (method, path)
+            keyed = operation.get("security") != []
+            assert keyed is (path != "/health"), path
+    assert "HTTPValidationError" not in document["components"]["schemas"]
+
+
+def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    for name in re.findall(r"#/components/schemas/([\w-]+)", str(document)):
+        assert name in schemas
+
+
+def test_schemathesis_finds_nothing(
+    locked: Serving, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """All its checks: documented statuses and content types, bodies that are valid under their
+    schemas, no server error, refusal of what the document does not allow and of what has no key.
+
+    One check is left out: that whatever is valid is accepted. Types cannot say that a grammar is
+    one, that a token id is within the vocabulary, or that a prompt fits into the context.
+    """
+    pytest.importorskip("schemathesis")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "schemathesis.cli", "run", f"{locked.url}/openapi.json"),
+            *("--header", f"Authorization: Bearer {KEY}", "--request-timeout", "60"),
+            *("--max-examples", "10", "--generation-deterministic", "--no-shrink"),
+            *("--phases", "examples,coverage,fuzzing", "--continue-on-failure", "--no-color"),
+            *("--exclude-checks", "positive_data_acceptance"),
+        ],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    generated = re.search(r"(\d+) generated", done.stdout)
+    assert generated is not None
+    assert int(generated[1]) > 1000
+    assert locked.ask("/health")[0] == 200
+    assert "Traceback" not in locked.log, locked.log[-3000:]
