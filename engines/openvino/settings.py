@@ -9,7 +9,7 @@ from typing import Any
 from paddock.engines.openvino.paged_attention import takes
 from paddock.engines.protocol import BuildError, Rounding
 from paddock.graph import DType, Graph
-from paddock.graph.ops import Attention, Dequantize
+from paddock.graph.ops import Attention, Dequantize, StateSlots
 
 # By the precision of arithmetic: what the plugin's paged attention takes; what it was found to
 # compute wrongly or to refuse is left out.
@@ -22,7 +22,11 @@ LARGEST_GROUP = 128
 def settings(graph: Graph, options: Mapping[str, Any]) -> dict[str, Any]:
     """Properties to compile with. `options`: `cache_dtype` ("auto" or a type), `threads`."""
     group = _activation_group(graph)
-    precision = "bf16" if graph.dtype is DType.BF16 and not group else "f32"
+    # The kernels of recurrent layers keep states as activations are: in bf16, what is added up over
+    # a sequence would be rounded at each step.
+    keeps_state = next(graph.find(StateSlots), None) is not None
+    rounds = graph.dtype is DType.BF16 and not group and not keeps_state
+    precision = "bf16" if rounds else "f32"
     cache = options.get("cache_dtype") or "auto"
     if cache == "auto":
         cache = "f16" if group else precision
