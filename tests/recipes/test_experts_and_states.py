@@ -109,7 +109,7 @@ def test_text_does_not_depend_on_who_shares_the_batch(
     made = recipe(checkpoints[name], dtype="f32", limits={"max_context": 64})
     session: Session = open_engine(build(made), made)
     random = np.random.default_rng(0)
-    prompts = [random.integers(0, 96, n).tolist() for n in (9, 40, 30, 3, 28, 21)]
+    prompts = [random.integers(0, 96, n).tolist() for n in (14, 20, 29, 17, 28, 23)]
     params = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)
     alone = [continue_alone(session, prompt, params) for prompt in prompts]
     limits = make_limits(
@@ -117,7 +117,7 @@ def test_text_does_not_depend_on_who_shares_the_batch(
         max_tokens_per_step=40,
         prefill_chunk=17,
         max_context=64,
-        cache_blocks=4,
+        cache_blocks=5,  # all three need a second one
     )
     try:
         with EngineLoop(NotClosed(session), limits) as loop:
