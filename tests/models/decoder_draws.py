@@ -474,7 +474,13 @@ def falcon(draw: Draw) -> Config:
     heads, kv_heads = draw.heads()
     layout = draw.in_turn(
         {"multi_query": True, "new_decoder_architecture": False},
-        {"multi_query": False, "new_decoder_architecture": False},
+        # Slopes of 4 heads are powers of two: transformers rounds those of others to bf16.
+        {
+            "multi_query": False,
+            "new_decoder_architecture": False,
+            "alibi": True,
+            "num_attention_heads": 4,
+        },
         {
             "new_decoder_architecture": True,
             "num_kv_heads": kv_heads,
@@ -482,11 +488,11 @@ def falcon(draw: Draw) -> Config:
         },
     )
     new = layout["new_decoder_architecture"]
+    heads = layout.setdefault("num_attention_heads", heads)
     return layout | {
         "vocab_size": 96,
         "hidden_size": heads * draw.one_of(8, 12, 16),
         "num_hidden_layers": 2,
-        "num_attention_heads": heads,
         "max_position_embeddings": 64,
         "ffn_hidden_size": draw.inner(),
         "parallel_attn": True if new else draw.coin(),
