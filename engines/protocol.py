@@ -10,10 +10,15 @@ from typing import Any, Protocol
 import numpy as np
 
 from paddock.graph import Array, DType, Graph, PaddockError
+from paddock.graph.ops import Communicator
 
 
 class BuildError(PaddockError):
     """An engine cannot be built, loaded or opened."""
+
+
+class SessionLost(PaddockError):
+    """A session has ended for good, e.g. because one of its ranks died: no step can run now."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +159,18 @@ class Engine(Protocol):
 
     def open(self, weights: WeightSource, options: Mapping[str, Any]) -> Session:
         """Bind weights; `options` are the recipe's `engine` settings that matter at run time."""
+
+
+class RankEngine(Engine, Protocol):
+    """What a kind with `collectives` builds from one rank's graph of several."""
+
+    def open(
+        self,
+        weights: WeightSource,
+        options: Mapping[str, Any],
+        communicator: Communicator | None = None,
+    ) -> Session:
+        """`communicator` is what the graph's collectives speak through; all ranks open together."""
 
 
 class EngineKind(Protocol):

@@ -57,9 +57,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    from importlib import import_module
-
-    from paddock.commands.arguments import CommandParser
     from paddock.commands.terminal import survive_any_locale, warn_in_one_line
 
     warn_in_one_line()
@@ -77,6 +74,16 @@ def _run(arguments: list[str]) -> int:
         return _run([*rest[:1], "--help"])
     if name not in COMMANDS:
         _unknown_command(name)
+    if _is_launched():
+        return _run_as_rank(name, rest, options.quiet)
+    return _run_command(name, rest, options.quiet)
+
+
+def _run_command(name: str, rest: list[str], quiet: bool) -> int:
+    from importlib import import_module
+
+    from paddock.commands.arguments import CommandParser
+
     command: Any = import_module(f"paddock.commands.{name}")
     parser = CommandParser(f"paddock {name}", command.USAGE, command.__doc__ or "")
     command.add_arguments(parser)
@@ -84,9 +91,27 @@ def _run(arguments: list[str]) -> int:
     if given.help:
         print(parser.format_help(), end="")
         return 0
-    given.quiet |= options.quiet
+    given.quiet |= quiet
     status: int = command.run(given)
     return status
+
+
+def _is_launched() -> bool:
+    return any(name in os.environ for name in ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK"))
+
+
+def _run_as_rank(name: str, rest: list[str], quiet: bool) -> int:
+    """Under `mpirun -n 4 paddock ...` the first process runs the command, and the others are
+    ranks of it until it ends."""
+    from paddock.runtime.distributed import launch
+
+    found = launch.launched()
+    if found is not None and found.rank:
+        return launch.follow()
+    try:
+        return _run_command(name, rest, quiet)
+    finally:
+        launch.dismiss()
 
 
 def _fail(error: Exception, debug: bool) -> int:

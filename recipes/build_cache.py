@@ -163,14 +163,15 @@ class BuildCache:
     def _weights_key(self, folder: Path) -> str:
         for found, entry in self.engines.entries():
             if found == folder and isinstance(entry, Entry):
-                return str(entry.manifest.get("weights"))
+                return " ".join(weights_keys(entry.manifest))
         return ""
 
     def _weights_in_use(self) -> set[str]:
         return {
-            str(entry.manifest.get("weights"))
+            key
             for _, entry in self.engines.entries()
             if isinstance(entry, Entry)
+            for key in weights_keys(entry.manifest)
         }
 
     def _listed(self, folder: Path, entry: Entry | DamagedError) -> CachedEngine:
@@ -182,11 +183,12 @@ class BuildCache:
             )
         manifest, problem, weights_bytes = entry.manifest, "", 0
         try:
-            bound = self.weights.find(str(manifest.get("weights")))
-            if bound is None:
-                problem = "its bound weights were deleted"
-            else:
-                weights_bytes = bound.nbytes
+            for key in weights_keys(manifest):
+                bound = self.weights.find(key)
+                if bound is None:
+                    problem = "its bound weights were deleted"
+                else:
+                    weights_bytes += bound.nbytes
         except DamagedError as error:
             problem = f"its bound weights are damaged: {error}"
         parts: Mapping[str, Any] = manifest.get("key_parts") or {}
@@ -203,6 +205,12 @@ class BuildCache:
             last_used=entry.last_used,
             problem=problem,
         )
+
+
+def weights_keys(manifest: Mapping[str, Any]) -> list[str]:
+    """The keys of an engine's bound weights, one a rank."""
+    found = manifest.get("weights")
+    return list(map(str, found)) if isinstance(found, list) else [str(found)]
 
 
 def home() -> Path:

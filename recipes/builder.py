@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from math import prod
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from paddock.engines.protocol import (
     CompiledEngine,
@@ -19,25 +19,28 @@ from paddock.engines.protocol import (
     Rounding,
 )
 from paddock.engines.reference.rounding import rounded
-from paddock.graph import DType, Graph
+from paddock.graph import DType, Graph, Mesh
 from paddock.graph.ops import Weight, scale_name
 from paddock.graph.tensor import fixed
 from paddock.recipes import verify
 from paddock.recipes.build_cache import BuildCache
 from paddock.recipes.build_key import graph_hash, key_of
+from paddock.recipes.check_ranks import RanksCheck
 from paddock.recipes.content import source_hash
 from paddock.recipes.machine import measure
 from paddock.recipes.progress import Progress
 from paddock.recipes.schema import Recipe
 from paddock.recipes.shelf import DamagedError, Entry, Manifest
 from paddock.recipes.tracing import Traced, trace_graph, vocab_size
+from paddock.recipes.version import installed_version
 from paddock.weights import Binding, Checkpoint
 from paddock.weights.bound import BoundWeights
 from paddock.weights.errors import WeightError
 from paddock.weights.hub import LocalCheckpoint
 from paddock.weights.write import write
 
-RANK = "rank-0"
+Result = TypeVar("Result")
+
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -56,6 +59,7 @@ CODE_OF_WEIGHTS = tuple(
 # Bytes of the checkpoint a second: binding is bound by reading and hashing, and in int4 by the
 # search for each group's scale. Two cores, a checkpoint that is not in memory yet.
 BINDING_BYTES_S = {"none": 4e8, "int8": 2e8, "int4": 3e7}
+CHUNKS_BYTES = 64 << 20  # what binding a rank holds at least
 COMPILING_S = 0.1  # for each layer: lowering, compiling twice (for the check, and to serve)
 
 
@@ -64,7 +68,8 @@ class Done:
     """What a recipe asked for."""
 
     engine: Entry
-    weights: Entry
+    weights: list[Entry]
+    """One a rank."""
     made: bool
     """The engine was built now."""
     reasons: list[str]
@@ -74,7 +79,8 @@ class Done:
 class Builder:
     """One engine: what it is made from, and the parts of its key.
 
-    `prove` gives the binding, once it is needed; `options` are the engine's.
+    `ranks` are the model as each rank computes it; `prove` gives a rank's binding, once it is
+    needed; `options` are the engine's.
     """
 
     def __init__(
@@ -82,20 +88,21 @@ class Builder:
         recipe: Recipe,
         kind: EngineKind,
         checkpoint: LocalCheckpoint,
-        traced: Traced,
+        ranks: Sequence[Traced],
         cache: BuildCache,
         *,
-        prove: Callable[[], Binding],
+        prove: Callable[[int], Binding],
         options: Mapping[str, Any],
         progress: Progress,
         timings: dict[str, float],
     ) -> None:
-        self.recipe, self.kind, self.checkpoint, self.traced = recipe, kind, checkpoint, traced
+        self.recipe, self.kind, self.checkpoint = recipe, kind, checkpoint
+        self.ranks, self.traced = list(ranks), ranks[0]
         self.cache, self.options, self.progress, self.timings = cache, options, progress, timings
         self._prove = prove
         content = self._content()
-        self.weights_parts = self._parts_of_weights(content)
-        self.weights_key = key_of(self.weights_parts)
+        self.weights_parts = [self._parts_of_weights(content, rank) for rank in self.ranks]
+        self.weights_keys = [key_of(parts) for parts in self.weights_parts]
         self.parts = self._parts_of_engine(content)
         self.key = key_of(self.parts)
 
@@ -103,18 +110,18 @@ class Builder:
         """Engine and weights, from the cache where they are in order."""
         with timed(self.timings, "look up"):
             engine, reasons = self._find_engine()
-            weights, why = self._find_weights()
+            weights = [self._find_weights(rank) for rank in range(len(self.ranks))]
         if rebuild:
             engine, reasons = None, ["it was asked for"]
         if engine is None:
             self.progress.note(f"building {self.recipe.name}: {'; '.join(reasons)}")
             return self._build(reasons, again=rebuild)
-        if weights is None:
+        why = next((why for entry, why in weights if entry is None), None)
+        if why is not None:
             self.progress.note(f"binding the weights of {self.recipe.name} again: {why}")
-            weights = self._bound(again=True)
+        bound = self._bind_missing()
         engine.touch()
-        weights.touch()
-        return Done(engine, weights, made=False, reasons=[])
+        return Done(engine, bound, made=False, reasons=[])
 
     def _find_engine(self) -> tuple[Entry | None, list[str]]:
         try:
@@ -127,13 +134,13 @@ class Builder:
             return None, ["the engine that is there was never checked (verify=false)"]
         return entry, []
 
-    def _find_weights(self) -> tuple[Entry | None, str]:
-        """Bound weights that can be opened, or why there are none."""
+    def _find_weights(self, rank: int) -> tuple[Entry | None, str]:
+        """A rank's bound weights that can be opened, or why there are none."""
         try:
-            entry = self.cache.weights.find(self.weights_key)
+            entry = self.cache.weights.find(self.weights_keys[rank])
             if entry is None:
                 return None, "they were deleted"
-            self._open(entry)
+            self._open(entry, rank)
         except (DamagedError, WeightError) as error:
             return None, str(error)
         return entry, ""
@@ -146,36 +153,39 @@ class Builder:
         engine, made = self.cache.engines.make(
             self.key, self.recipe.name, self._write_engine, note=self.progress.note, again=again
         )
-        weights, _ = self._find_weights()
-        if weights is None:
-            weights = self._bound(again=True)
+        weights = self._bind_missing()
         engine.touch()
-        weights.touch()
         return Done(engine, weights, made, reasons if made else [])
 
     def _write_engine(self, folder: Path) -> Manifest:
         """Bind, lower, check: the engine's own files into an empty folder, and its manifest."""
         began = time.perf_counter()
-        weights, _ = self._find_weights()
-        if weights is None:
-            weights = self._bound(again=True)
-        place = folder / RANK
-        place.mkdir()
+        weights = [self._open(entry, rank) for rank, entry in enumerate(self._bind_missing())]
         with timed(self.timings, "compile"):
-            self._compiled(self._open(weights)).save(place)
+            self._compile_ranks(folder, weights)
         check = None
         if self.recipe.verify:
             with timed(self.timings, "check"):
-                check = self._check(place, self._open(weights))
+                if len(self.ranks) == 1:
+                    check = self._check(folder / rank_folder(0), weights[0])
+                else:
+                    check = self._check_ranks(folder, weights)
         config = self.traced.architecture.config
         return {
             "recipe": self.recipe.name,
-            "paddock": _version(),
+            "paddock": installed_version(),
             "engine": {"name": self.kind.NAME, "version": self.kind.version(), **self.options},
             "architecture": self.traced.architecture.name,
             "config": config.model_dump(mode="json", exclude_none=True),
             "max_context": self.traced.context.tokens,
-            "mesh": {"tp": self.traced.mesh.tp, "pp": self.traced.mesh.pp},
+            "mesh": {
+                "tp": self.traced.mesh.tp,
+                "pp": self.traced.mesh.pp,
+                "stages": [
+                    len(stage.mesh.stage(stage.layers))
+                    for stage in self.ranks[:: self.traced.mesh.tp]
+                ],
+            },
             "checkpoint": {
                 "name": self.recipe.checkpoint,
                 "folder": str(self.checkpoint.folder),
@@ -183,21 +193,32 @@ class Builder:
                 "commit": self.checkpoint.commit,
             },
             "tokenizer": self._tokenizer_files(),
-            "weights": self.weights_key,
-            "weight_bytes": self._weight_bytes(),
+            "weights": self.weights_keys,
+            "weight_bytes": sum(map(_weight_bytes, self.ranks)),
             "check": check.as_manifest() if check else None,
             "key_parts": self.parts,
             "seconds": round(time.perf_counter() - began, 2),
         }
 
-    def _compiled(self, weights: BoundWeights) -> Engine:
+    def _compile_ranks(self, folder: Path, weights: Sequence[BoundWeights]) -> None:
+        """Each rank's part, several at a time as far as the memory allows."""
+
+        def compile_rank(rank: int) -> None:
+            place = folder / rank_folder(rank)
+            place.mkdir()
+            self._compiled(self.ranks[rank], weights[rank]).save(place)
+
+        # A compiler may hold a rank's weights, and a copy in the order that its kernels like.
+        self._for_each_rank(compile_rank, 2 * max(map(_weight_bytes, self.ranks)))
+
+    def _compiled(self, rank: Traced, weights: BoundWeights) -> Engine:
         compiler = self._compiler
         self.progress.update("compile", 0, 1 if compiler else None, "")
         if compiler is None:
-            engine = self.kind.build(self.traced.graph, self.options)
+            engine = self.kind.build(rank.graph, self.options)
         else:
             engine = compiler.compile(
-                self.traced.graph,
+                rank.graph,
                 self.options,
                 weights=weights,
                 progress=lambda done, total: self.progress.update("compile", done, total, ""),
@@ -210,30 +231,55 @@ class Builder:
         """The kind, if it is one that compiles."""
         return cast(CompilingKind, self.kind) if self.kind.CAPABILITIES.compiles else None
 
-    def _bound(self, *, again: bool = False) -> Entry:
-        """Bound weights, made where they are not there; shared by all engines of their key."""
-        with timed(self.timings, "prove"):
-            binding = self._prove()
-        read, written = self._bytes_to_bind(binding)
+    def _bind_missing(self) -> list[Entry]:
+        """Every rank's bound weights, made where they are not there."""
+        ranks = range(len(self.ranks))
+        found = [self._find_weights(rank)[0] for rank in ranks]
+        missing = [rank for rank in ranks if found[rank] is None]
+        if missing:
+            with timed(self.timings, "prove"):
+                bindings = {rank: self._prove(rank) for rank in missing}
+            self._estimate(bindings)
+            with timed(self.timings, "bind"):
+                made = self._for_each_rank(
+                    lambda i: self._bind(missing[i], bindings[missing[i]]),
+                    max(CHUNKS_BYTES, self._largest_slot_bytes()),
+                    count=len(missing),
+                )
+            for rank, entry in zip(missing, made, strict=True):
+                found[rank] = entry
+        entries = [entry for entry in found if entry is not None]
+        for entry in entries:
+            entry.touch()
+        return entries
+
+    def _estimate(self, bindings: Mapping[int, Binding]) -> None:
+        """Say what the build takes. Raises `BuildError` where the disk has no room for it."""
+        sizes = [self._bytes_to_bind(rank, binding) for rank, binding in bindings.items()]
+        read, written = (sum(column) for column in zip(*sizes, strict=True))
         self.cache.require_space(written, f"{self.recipe.name}: the bound weights")
         seconds = read / BINDING_BYTES_S[self.recipe.quant.weights]
         seconds += COMPILING_S * self.traced.layers
+        needed = 2 * sum(map(_weight_bytes, self.ranks))
         self.progress.note(
             f"it reads {_size(read)} of checkpoint, writes {_size(written)} to"
-            f" {self.cache.root}, needs about {_size(self._weight_bytes() * 2)} of memory and"
+            f" {self.cache.root}, needs about {_size(needed)} of memory and"
             f" {_duration(seconds)}"
         )
 
+    def _bind(self, rank: int, binding: Binding) -> Entry:
+        """One rank's bound weights, shared by all engines of their key."""
+
         def write_weights(folder: Path) -> Manifest:
-            place = folder / RANK
+            place = folder / rank_folder(rank)
             place.mkdir()
-            with timed(self.timings, "bind"):
-                told = write(
-                    binding,
-                    place,
-                    self.traced.dtype,
-                    progress=lambda done, total: self.progress.update("bind", done, total, "bytes"),
-                )
+            told = write(
+                binding,
+                place,
+                self.traced.dtype,
+                progress=lambda done, total: self.progress.update("bind", done, total, "bytes"),
+                threads=max(1, measure().cores // self._at_once) if self._at_once > 1 else None,
+            )
             if told["nonfinite"]:
                 names = told["nonfinite"]
                 more = f" and {len(names) - 1} more" if len(names) > 1 else ""
@@ -242,7 +288,7 @@ class Builder:
                     " writes is not to be relied on"
                 )
             return {
-                "key_parts": self.weights_parts,
+                "key_parts": self.weights_parts[rank],
                 "content": told["content"],
                 "nonfinite": told["nonfinite"],
                 "referenced_bytes": told["referenced_bytes"],
@@ -250,13 +296,67 @@ class Builder:
 
         name = self.checkpoint.repo or self.checkpoint.folder.name or "checkpoint"
         entry, _ = self.cache.weights.make(
-            self.weights_key,
+            self.weights_keys[rank],
             "".join(c if c.isalnum() or c in "._" else "-" for c in name),
             write_weights,
             note=self.progress.note,
-            again=again,
+            again=True,
         )
         return entry
+
+    def _for_each_rank(
+        self, make: Callable[[int], Result], bytes_each: int, count: int | None = None
+    ) -> list[Result]:
+        """`make` for each of `count` ranks; as many at a time as there are cores and memory."""
+        count = len(self.ranks) if count is None else count
+        machine = measure()
+        fitting = int(machine.free_bytes * 0.8) // max(bytes_each, 1)
+        self._at_once = max(1, min(count, machine.cores, fitting))
+        if self._at_once == 1:
+            return [make(i) for i in range(count)]
+        with ThreadPoolExecutor(self._at_once) as threads:
+            return list(threads.map(make, range(count)))
+
+    def _largest_slot_bytes(self) -> int:
+        """Of f32 values: what one thread may hold at once of a slot that is read whole."""
+        return max(4 * prod(slot.shape) for _, slot in self.traced.module.named_parameters())
+
+    def _check_ranks(self, folder: Path, weights: Sequence[BoundWeights]) -> verify.Check:
+        """The same of several ranks, as threads of this process."""
+        self.progress.update("check", 0, None, "")
+        cut = self._retraced(DType.F32, verify.CUT_LAYERS)
+        layers = verify.layers_to_check(
+            verify.f32_bytes(self.traced.module),
+            verify.f32_bytes(cut.module),
+            self.traced.layers,
+            measure().free_bytes,
+        )
+        check = RanksCheck(
+            self.kind,
+            self.options,
+            self.ranks,
+            [folder / rank_folder(rank) for rank in range(len(self.ranks))],
+            weights,
+            self._traced_anew,
+        ).run(layers, self._vocab_size)
+        self.progress.update("check", 1, 1, "")
+        of = "" if layers == self.traced.layers else f" of {self.traced.layers}"
+        self.progress.note(
+            f"checked against the reference engine: {len(self.ranks)} ranks, {layers}{of} layers,"
+            f" logits {check.error:.1e} away ({check.rounding:.1e} by rounding alone)"
+        )
+        return check
+
+    def _traced_anew(self, dtype: DType, layers: int, mesh: Mesh, quantized: bool) -> Traced:
+        """The first layers alone, as a rank of another mesh computes them."""
+        return trace_graph(
+            self.recipe,
+            self.traced.architecture,
+            dtype,
+            mesh=mesh,
+            layers=min(layers, self.traced.layers),
+            quantized=quantized,
+        )
 
     def _check(self, place: Path, weights: BoundWeights) -> verify.Check | None:
         """Compare what was just saved with the reference, as far as that fits into memory."""
@@ -340,8 +440,8 @@ class Builder:
         writes = self.traced.architecture.task == "generate"
         return None if writes else vocab_size(self.traced.architecture)
 
-    def _open(self, weights: Entry) -> BoundWeights:
-        return BoundWeights.open(weights.folder / RANK, self.checkpoint.folder)
+    def _open(self, weights: Entry, rank: int) -> BoundWeights:
+        return BoundWeights.open(weights.folder / rank_folder(rank), self.checkpoint.folder)
 
     def _content(self) -> str:
         """What the checkpoint's weights are: a commit of the hub, or the hash of its files."""
@@ -353,17 +453,18 @@ class Builder:
         )
         return key_of({f.name: digest for f, digest in zip(files, hashes, strict=True)})
 
-    def _parts_of_weights(self, content: str) -> dict[str, str]:
+    def _parts_of_weights(self, content: str, rank: Traced) -> dict[str, str]:
         slots = [
             f"{name} {list(slot.shape)} {slot.dtype} {slot.quant} {slot.shard}"
-            for name, slot in self.traced.module.named_parameters()
-            if name in self.traced.weights
+            for name, slot in rank.module.named_parameters()
+            if name in rank.weights
         ]
         return {
             "checkpoint": content,
             "slots": key_of({"slots": "\n".join(slots)}),
             "dtype": str(self.traced.dtype),
-            "mesh": f"tp={self.traced.mesh.tp} pp={self.traced.mesh.pp}",
+            "mesh": str(rank.mesh),
+            **({"rank": str(rank.mesh.rank)} if rank.mesh.size > 1 else {}),
             "code": source_hash(*CODE_OF_WEIGHTS, self.traced.architecture.weight_map),
         }
 
@@ -379,23 +480,19 @@ class Builder:
             "dtype": str(self.traced.dtype),
             "quant": "none" if quant.weights == "none" else formats,
             "cache_dtype": self.recipe.engine.cache_dtype,
-            "mesh": f"tp={self.traced.mesh.tp} pp={self.traced.mesh.pp}",
+            "mesh": str(self.traced.mesh),
             "plugins": " ".join(f"{p}:{source_hash(p)}" for p in self.recipe.plugins),
             "code": source_hash(*CODE_OF_GRAPHS),
-            "graph": graph_hash(self.traced.graph),
-            "weights": self.weights_key,
+            "graph": _joined([graph_hash(rank.graph) for rank in self.ranks]),
+            "weights": _joined(self.weights_keys),
             **(self._compiler.key_parts(self.traced.graph, self.options) if self._compiler else {}),
         }
 
-    def _weight_bytes(self) -> int:
-        """Of all that the graph reads, as it is stored."""
-        return sum(map(_stored_bytes, self.traced.weights.values()))
-
-    def _bytes_to_bind(self, binding: Binding) -> tuple[int, int]:
-        """What is read of the checkpoint, and what is written."""
+    def _bytes_to_bind(self, rank: int, binding: Binding) -> tuple[int, int]:
+        """What is read of the checkpoint for a rank, and what is written."""
         read = written = 0
         dtype = self.traced.dtype
-        stored = self.traced.weights
+        stored = self.ranks[rank].weights
         for name, slot in binding.slots.items():
             tensors = [part.tensor() for part in slot.parts]
             for part in slot.parts:
@@ -417,15 +514,22 @@ class Builder:
         return dict(zip((f.name for f in files), self.cache.hashes.of(files), strict=True))
 
 
+def rank_folder(rank: int) -> str:
+    """The name of a rank's part of an engine, and of its bound weights."""
+    return f"rank-{rank}"
+
+
+def _joined(keys: list[str]) -> str:
+    return keys[0] if len(keys) == 1 else key_of({str(i): key for i, key in enumerate(keys)})
+
+
+def _weight_bytes(rank: Traced) -> int:
+    """Of all that the rank's graph reads, as it is stored."""
+    return sum(map(_stored_bytes, rank.weights.values()))
+
+
 def _stored_bytes(weight: Weight) -> int:
     return prod(fixed(weight.shape)) * weight.dtype.bits // 8
-
-
-def _version() -> str:
-    try:
-        return version("paddock")
-    except PackageNotFoundError:  # a checkout that is not installed
-        return "not installed"
 
 
 @contextmanager

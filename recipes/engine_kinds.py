@@ -56,15 +56,10 @@ def check(recipe: Recipe, kind: EngineKind, dtype: DType) -> None:
             f" has {_listed(able.cache_dtypes)}"
         )
     mesh = recipe.mesh
-    if mesh.tp * mesh.pp > 1:
-        asked = f"mesh.tp={mesh.tp} mesh.pp={mesh.pp}"
-        if not able.collectives:
-            raise RecipeError(
-                f"{asked}: engine {name!r} has no collectives, so it runs one rank; use mesh=single"
-            )
+    if mesh.tp * mesh.pp > 1 and not able.collectives:
         raise RecipeError(
-            f"{asked}: engine {name!r} could exchange between ranks, but nothing here starts"
-            f" {mesh.tp * mesh.pp} of them; use mesh=single"
+            f"mesh.tp={mesh.tp} mesh.pp={mesh.pp}: engine {name!r} has no collectives, so it runs"
+            " one rank; use mesh=single"
         )
 
 

@@ -2,7 +2,7 @@
 
 fetch             checkpoint= -> a folder with safetensors, config.json and a tokenizer
 read_architecture config.json -> a class of `paddock.models` and its sizes
-trace_graph       modules -> the graph of a step
+trace_ranks       modules -> the graph of a step, as each rank computes it
 prove_binding     the checkpoint's tensors -> the model's slots, before any data is read
 build             all of these -> an engine folder and bound weights, from the cache or anew
 open_engine       an engine folder -> a session with its weights
@@ -13,20 +13,21 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import paddock
-from paddock.engines.protocol import CompilingKind, EngineKind, Session
+from paddock.engines.protocol import CompilingKind, EngineKind, RankEngine, Session
 from paddock.graph import DType
+from paddock.graph.ops import Communicator
 from paddock.models import registry
 from paddock.models.config import ConfigError, Task
 from paddock.models.registry import Architecture
-from paddock.recipes import engine_kinds
+from paddock.recipes import engine_kinds, ranks
 from paddock.recipes.build_cache import BuildCache
-from paddock.recipes.builder import Builder, timed
+from paddock.recipes.builder import Builder, rank_folder, timed
 from paddock.recipes.derive import (
     CACHE_SHARE,
     ContextLength,
@@ -40,8 +41,9 @@ from paddock.recipes.errors import RecipeError
 from paddock.recipes.machine import Machine, measure
 from paddock.recipes.progress import SILENT, Progress
 from paddock.recipes.schema import Recipe
-from paddock.recipes.tracing import Traced, trace_graph, vocab_size
+from paddock.recipes.tracing import Traced, trace_ranks, vocab_size
 from paddock.runtime.chat_template import ChatTemplates
+from paddock.runtime.distributed.front import RankGroup
 from paddock.runtime.encoder import Classifier, Encoder
 from paddock.runtime.encoder_loop import EncoderLoop
 from paddock.runtime.engine_loop import EngineLoop
@@ -62,7 +64,8 @@ class BuiltEngine:
 
     folder: Path
     manifest: Mapping[str, Any]
-    weights_folder: Path
+    weights_folders: tuple[Path, ...]
+    """Of each rank's bound weights."""
     checkpoint: LocalCheckpoint
     architecture: Architecture
     context: ContextLength
@@ -72,6 +75,11 @@ class BuiltEngine:
     """Why it was built: what differs from the nearest engine of this recipe. Empty where cached."""
     timings: dict[str, float]
     """Seconds of each stage."""
+
+    @property
+    def weights_folder(self) -> Path:
+        """Of the first rank's bound weights."""
+        return self.weights_folders[0]
 
 
 @dataclass
@@ -154,8 +162,13 @@ def wrong_task(recipe: Recipe, task: Task, asked: str) -> str:
     return f"{name} {does[task]} (task {task}), it cannot {asked}; use `paddock {command} {name}`"
 
 
-def prove_binding(traced: Traced, checkpoint: LocalCheckpoint) -> Binding:
-    """What fills each slot, from headers alone. Raises `WeightError`."""
+def prove_binding(
+    traced: Traced, checkpoint: LocalCheckpoint, ranks: Sequence[Traced] = ()
+) -> Binding:
+    """What fills each slot of a rank, from headers alone. Raises `WeightError`.
+
+    `ranks`: the model as all ranks of its mesh compute it, in their order; none for one alone.
+    """
     rules = importlib.import_module(traced.architecture.weight_map).HUGGING_FACE
     return prove(
         dict(traced.module.named_parameters()),
@@ -163,7 +176,7 @@ def prove_binding(traced: Traced, checkpoint: LocalCheckpoint) -> Binding:
         (*rules, *(Ignore(name) for name in traced.architecture.heads())),
         traced.mesh,
         tied=bool(getattr(traced.architecture.config, "tie_word_embeddings", False)),
-        live=[traced.alive],
+        live=[stage.alive for stage in (ranks or [traced])[:: traced.mesh.tp]],
     )
 
 
@@ -179,7 +192,7 @@ def build(recipe: Recipe, *, progress: Progress = SILENT, rebuild: bool = False)
         checkpoint = fetch(recipe, progress=progress)
     with timed(timings, "trace"):
         dtype = compute_type(recipe, config_json(checkpoint))
-        traced = trace_graph(recipe, read_architecture(recipe, checkpoint), dtype)
+        traced = trace_ranks(recipe, read_architecture(recipe, checkpoint), dtype)
         cache = BuildCache()
     with timed(timings, "identify"):
         builder = Builder(
@@ -188,8 +201,8 @@ def build(recipe: Recipe, *, progress: Progress = SILENT, rebuild: bool = False)
             checkpoint,
             traced,
             cache,
-            prove=lambda: prove_binding(traced, checkpoint),
-            options=build_options(recipe) | build_bounds(recipe, kind, traced),
+            prove=lambda rank: prove_binding(traced[rank], checkpoint, traced),
+            options=build_options(recipe) | build_bounds(recipe, kind, traced[0]),
             progress=progress,
             timings=timings,
         )
@@ -197,21 +210,43 @@ def build(recipe: Recipe, *, progress: Progress = SILENT, rebuild: bool = False)
     return BuiltEngine(
         folder=done.engine.folder,
         manifest=done.engine.manifest,
-        weights_folder=done.weights.folder,
+        weights_folders=tuple(entry.folder for entry in done.weights),
         checkpoint=checkpoint,
-        architecture=traced.architecture,
-        context=traced.context,
+        architecture=traced[0].architecture,
+        context=traced[0].context,
         cached=not done.made,
         reasons=done.reasons,
         timings=timings,
     )
 
 
-def open_engine(built: BuiltEngine, recipe: Recipe) -> Session:
-    """A session of a built engine, its weights mapped. Raises `BuildError` or `WeightError`."""
+def open_engine(built: BuiltEngine, recipe: Recipe, group: RankGroup | None = None) -> Session:
+    """A session of a built engine, its weights mapped, on the ranks of `group` where there are
+    several. Raises `BuildError` or `WeightError`."""
+    if group is not None:
+        return ranks.open_engine(group, built, recipe)
+    return open_rank(built.folder, built.weights_folders[0], built.checkpoint, recipe)
+
+
+def open_rank(
+    folder: Path,
+    weights_folder: Path,
+    checkpoint: LocalCheckpoint,
+    recipe: Recipe,
+    rank: int = 0,
+    communicator: Communicator | None = None,
+    *,
+    neighbours: int = 1,
+) -> Session:
+    """One rank's session, of `neighbours` ranks on this machine that share its cores."""
     kind = engine_kinds.load(recipe.engine.name)
-    weights = BoundWeights.open(built.weights_folder / "rank-0", built.checkpoint.folder)
-    return kind.load(built.folder / "rank-0").open(weights, engine_options(recipe))
+    place = rank_folder(rank)
+    weights = BoundWeights.open(weights_folder / place, checkpoint.folder)
+    options = engine_options(recipe, neighbours=neighbours)
+    engine = kind.load(folder / place)
+    if communicator is None:
+        return engine.open(weights, options)
+    return cast(RankEngine, engine).open(weights, options, communicator)
 
 
 def start(
@@ -221,14 +256,20 @@ def start(
 
     `tokenizer`: what `read_tokenizer` gave, where prompts were looked at before.
     """
-    built = build(recipe, progress=progress)
-    timings = dict(built.timings)
-    writes = built.architecture.task == "generate"
-    with timed(timings, "tokenizer"):
-        tokenizer = tokenizer or read_tokenizer(recipe, built.checkpoint, writes=writes)
-        defaults = sampling_defaults(recipe, built.checkpoint.folder) if writes else {}
+    group = ranks.start(recipe)
+    try:
+        built = build(recipe, progress=progress)
+        timings = dict(built.timings)
+        writes = built.architecture.task == "generate"
+        with timed(timings, "tokenizer"):
+            tokenizer = tokenizer or read_tokenizer(recipe, built.checkpoint, writes=writes)
+            defaults = sampling_defaults(recipe, built.checkpoint.folder) if writes else {}
+    except BaseException:
+        if group is not None:
+            group.close()
+        raise
     with timed(timings, "open"):
-        session = open_engine(built, recipe)
+        session = open_engine(built, recipe, group)
         try:
             serving = (_start_loop if writes else _start_encoder)(
                 recipe, built, session, tokenizer, progress
@@ -370,10 +411,10 @@ def compute_type(recipe: Recipe, config: Mapping[str, Any]) -> DType:
     return dtype
 
 
-def engine_options(recipe: Recipe) -> dict[str, Any]:
-    """The recipe's `engine` settings, threads filled in."""
+def engine_options(recipe: Recipe, *, neighbours: int = 1) -> dict[str, Any]:
+    """The recipe's `engine` settings, threads filled in: `neighbours` ranks share the cores."""
     options = recipe.engine.model_dump(exclude={"name"}, exclude_none=True)
-    options.setdefault("threads", measure().cores)
+    options.setdefault("threads", max(1, measure().cores // neighbours))
     return options
 
 

@@ -99,6 +99,14 @@ class MeshSettings(Settings):
     """Tensor-parallel ranks: each holds a share of every layer."""
     pp: Count = 1
     """Pipeline stages: each holds some of the layers."""
+    stages: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
+    """Layers of each pipeline stage, in order; None: as evenly as possible."""
+    start_timeout_s: Positive = 120.0
+    """Seconds for all ranks to be there."""
+    silence_timeout_s: Positive = 20.0
+    """Seconds after which a rank that is not heard of is given up, and all others with it."""
+    step_timeout_s: Positive = 600.0
+    """Seconds after which a step that has not ended is given up, and all ranks with it."""
 
 
 class LimitSettings(Settings):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 
-from paddock.graph import DType, Graph, Mesh, Module, QuantFormat, nearest
+from paddock.graph import DType, Graph, GraphError, Mesh, Module, QuantFormat, nearest
 from paddock.graph.ops import Weight
 from paddock.layers import quantize, trace
 from paddock.models.registry import Architecture
@@ -50,9 +50,17 @@ def vocab_size(architecture: Architecture) -> int:
 
 
 def trace_graph(
-    recipe: Recipe, architecture: Architecture, dtype: DType, *, layers: int | None = None
+    recipe: Recipe,
+    architecture: Architecture,
+    dtype: DType,
+    *,
+    mesh: Mesh | None = None,
+    layers: int | None = None,
+    quantized: bool = True,
 ) -> Traced:
-    """The model quantized as the recipe says; `layers` cuts it down to its first ones.
+    """The model quantized as the recipe says, as `mesh`'s rank computes it (None: one rank alone).
+
+    `layers` cuts it down to its first ones; not `quantized`, its weights are those of the dtype.
 
     Raises `RecipeError`, or `GraphError` where the model does not divide over the mesh.
     """
@@ -61,11 +69,25 @@ def trace_graph(
         architecture = replace(architecture, config=fewer)
     context = context_length(recipe, architecture.config)
     module = architecture.build()
-    if recipe.quant.weights != "none":
+    if recipe.quant.weights != "none" and quantized:
         _quantize(module, recipe.quant, whole=layers is None)
-    mesh = Mesh(tp=recipe.mesh.tp, pp=recipe.mesh.pp)
+    mesh = mesh or Mesh()
     graph = trace(module, dtype=dtype, max_context=context.tokens, mesh=mesh)
     return Traced(architecture, module, graph, dtype, context, mesh)
+
+
+def trace_ranks(recipe: Recipe, architecture: Architecture, dtype: DType) -> list[Traced]:
+    """The model as each rank of the recipe's mesh computes it. Raises as `trace_graph` does."""
+    shape = mesh_of(recipe)
+    return [trace_graph(recipe, architecture, dtype, mesh=rank) for rank in shape.ranks()]
+
+
+def mesh_of(recipe: Recipe) -> Mesh:
+    """The shape of a replica's mesh. Raises `RecipeError`."""
+    try:
+        return Mesh(tp=recipe.mesh.tp, pp=recipe.mesh.pp, stages=recipe.mesh.stages)
+    except GraphError as error:
+        raise RecipeError(str(error)) from None
 
 
 def _quantize(module: Module, quant: QuantSettings, *, whole: bool) -> None:

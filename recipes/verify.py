@@ -103,14 +103,14 @@ class Asked:
 class Expected:
     """What the reference engine computes from an f32 graph, and what an engine's rounding moves it.
 
-    `rounded` is the same graph with that rounding put in (`reference.rounding`), or None where
-    nothing but f32 is rounded.
+    `rounded` is the same graph with that rounding put in (`reference.rounding`), or a session of
+    it, which is closed; None where nothing but f32 is rounded.
     """
 
     def __init__(
         self,
         graph: Graph,
-        rounded: Graph | None,
+        rounded: Graph | Session | None,
         weights: WeightSource,
         vocab_size: int | None = None,
     ) -> None:
@@ -118,9 +118,11 @@ class Expected:
         self.logits = _by_reference(graph, weights, asked)
         self.rounding = np.zeros(sum(map(len, self.logits)))
         if rounded is not None:
-            self.rounding = errors(
-                _by_reference(rounded, weights, asked), self.logits, centred=asked.logits
-            )
+            if isinstance(rounded, Graph):
+                coarse = _by_reference(rounded, weights, asked)
+            else:
+                coarse = _closed(rounded, asked)
+            self.rounding = errors(coarse, self.logits, centred=asked.logits)
 
     def check(self, session: Session, *, layers: int) -> Check:
         """Raises `BuildError` where rounding does not explain what the session's logits are off."""
@@ -149,7 +151,11 @@ class Expected:
 
 
 def _by_reference(graph: Graph, weights: WeightSource, asked: Asked) -> list[Array]:
-    session = reference.build(graph, {}).open(InTypesOf(graph, weights), {})
+    return _closed(reference.build(graph, {}).open(InTypesOf(graph, weights), {}), asked)
+
+
+def _closed(session: Session, asked: Asked) -> list[Array]:
+    """What a session computes, which is closed."""
     try:
         return run(session, asked)
     finally:

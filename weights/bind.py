@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -231,7 +231,7 @@ def _check_ranks(
         whole_shape = _part_shape(slot, part)
         shares: Counter[tuple[int, int]] = Counter()
         for rank in range(mesh.tp):
-            of_rank = Mesh(tp=mesh.tp, pp=mesh.pp, tp_rank=rank, pp_rank=mesh.pp_rank)
+            of_rank = replace(mesh, tp_rank=rank)
             try:
                 box = _box(slot, part, of_rank)
                 if slot.quant is not None:

@@ -15,12 +15,13 @@ import openvino as ov
 
 from paddock.engines.openvino.lowering import lowers
 from paddock.engines.openvino.paged_attention import check_binding
+from paddock.engines.openvino.rank_session import RankSession
 from paddock.engines.openvino.recurrent import check_kernels
 from paddock.engines.openvino.session import OpenVINOSession
 from paddock.engines.openvino.settings import rounding, settings
-from paddock.engines.protocol import BuildError, Capabilities, StepInputs, WeightSource
-from paddock.graph import DType, Graph, GraphError, Tensor
-from paddock.graph.ops import Dequantize, Input, StateSlots
+from paddock.engines.protocol import BuildError, Capabilities, Session, StepInputs, WeightSource
+from paddock.graph import DType, Graph, GraphError, Op, Tensor
+from paddock.graph.ops import Collective, Communicator, Dequantize, Input, StateSlots
 from paddock.graph.passes import run_passes
 from paddock.graph.passes.expand import expand
 from paddock.graph.passes.pattern import Match, Rewrite
@@ -33,6 +34,7 @@ CAPABILITIES = Capabilities(
     dtypes=(DType.F32, DType.BF16),
     quantization=(DType.I8, DType.I4),
     cache_dtypes=("auto", "f32", "f16", "bf16", "u8"),
+    collectives=True,
     rounding=rounding,
 )
 
@@ -61,7 +63,7 @@ def build(graph: Graph, options: Mapping[str, Any]) -> OpenVINOEngine:
     """Rewrite the graph for this engine and check that every op has a lowering."""
     check_binding()
     try:
-        graph = expand(graph, NAME, lowers)
+        graph = expand(graph, NAME, _runs)
         graph = run_passes(graph, [("split_fused_linears", UNFUSE), remove_dead])
     except GraphError as error:
         raise BuildError(str(error)) from error
@@ -74,6 +76,11 @@ def build(graph: Graph, options: Mapping[str, Any]) -> OpenVINOEngine:
         check_kernels()
     settings(graph, options)  # a cache type that does not go with the arithmetic fails here
     return OpenVINOEngine(graph)
+
+
+def _runs(kind: Op) -> bool:
+    """Whether the engine runs the op itself: lowered, or between two compiled pieces."""
+    return lowers(kind) or isinstance(kind, Collective)
 
 
 def load(folder: Path) -> OpenVINOEngine:
@@ -94,7 +101,16 @@ class OpenVINOEngine:
     def save(self, folder: Path) -> None:
         (folder / "graph.json").write_text(to_json(self.graph), "utf-8")
 
-    def open(self, weights: WeightSource, options: Mapping[str, Any]) -> OpenVINOSession:
+    def open(
+        self,
+        weights: WeightSource,
+        options: Mapping[str, Any],
+        communicator: Communicator | None = None,
+    ) -> Session:
         """Compile over the weights. `options`: threads, cache_dtype."""
         check_binding()
-        return OpenVINOSession(self.graph, weights, options)
+        if next(self.graph.find(Collective), None) is None:
+            return OpenVINOSession(self.graph, weights, options)
+        if communicator is None:
+            raise BuildError("the engine is one rank's of several: it opens with a communicator")
+        return RankSession(self.graph, weights, options, communicator)

@@ -86,7 +86,11 @@ def lower(graph: Graph, weights: Weights, cache_dtype: str = "f32") -> ov.Model:
             values[tensor] = value
     results = []
     for i, tensor in enumerate(graph.outputs):
-        result = op.Result(_output(values[tensor]))
+        output = _output(values[tensor])
+        if output.get_node().get_type_name() == "Parameter":
+            # A tensor has one set of names: the input's would be lost.
+            output = _output(opset.multiply(output, _f32(1.0)))
+        result = op.Result(output)
         result.output(0).get_tensor().set_names({f"output_{i}"})
         results.append(result)
     for key, value in portable.written.items():
@@ -134,7 +138,8 @@ def _input(state: Lowering, node: Node, inputs: list[Any]) -> Any:
     source = node.op
     assert isinstance(source, F.Input)
     shape = [d if isinstance(d, int) else -1 for d in source.shape]
-    return state.parameter(source.key, OV_TYPES[source.dtype], shape)
+    kind = DType.F32 if source.dtype.is_float else source.dtype
+    return state.parameter(source.key, OV_TYPES[kind], shape)
 
 
 def _cache(state: Lowering, node: Node, inputs: list[Any]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import fields
 from math import prod
 from typing import Any
 
@@ -25,8 +26,10 @@ from paddock.engines.protocol import BuildError, StepInputs, WeightSource
 from paddock.graph import Array, Graph
 from paddock.graph.ops import CacheBlocks, Input, StateSlots
 
+_STEP = frozenset(field.name for field in fields(StepInputs))
+
 # A step of one token in the first block.
-_ONE_TOKEN = StepInputs(
+ONE_TOKEN = StepInputs(
     token_ids=np.zeros(1, np.int64),
     positions=np.zeros(1, np.int64),
     sequence_starts=np.array([0, 1], np.int32),
@@ -44,11 +47,22 @@ class OpenVINOSession:
 
     block_size = BLOCK_SIZE
 
-    def __init__(self, graph: Graph, weights: WeightSource, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        weights: WeightSource,
+        options: Mapping[str, Any],
+        *,
+        piece_of: Graph | None = None,
+    ) -> None:
+        """`piece_of`: the graph of a rank that this one is a piece of; it is not tried here, but
+        with the others (see `rank_session.py`)."""
         self.vocab_size = graph.outputs[0].type.size(-1)
-        self._settings = settings(graph, options)
+        self._settings = settings(piece_of or graph, options)
+        self._outputs = len(graph.outputs)
         self._weights = Weights(weights)
-        self._inputs = [op.key for n in graph.find(Input) if isinstance(op := n.op, Input)]
+        keys = [op.key for n in graph.find(Input) if isinstance(op := n.op, Input)]
+        self._inputs = [key for key in keys if key in _STEP]
         self._states: list[Array] = []
         self._fed: dict[str, Array] = {}
         self._caches: list[Any] = []
@@ -82,8 +96,9 @@ class OpenVINOSession:
                 prod(_block_shape(p)) * p.get_element_type().bitwidth // 8
                 for p in self._state_ports
             )
-            self.allocate_cache(1)
-            self.run(_ONE_TOKEN)
+            if piece_of is None:
+                self.allocate_cache(1)
+                self.run(ONE_TOKEN)
 
     def allocate_cache(self, blocks: int, slots: int = 1) -> None:
         # Memory that nobody writes is not taken from the system before a block is used.
@@ -108,6 +123,17 @@ class OpenVINOSession:
             self._caches.append(tensor)
 
     def run(self, step: StepInputs) -> Array:
+        logits: Array = self.outputs(step, {})[0].data
+        return logits
+
+    def outputs(self, step: StepInputs, given: Mapping[str, Any]) -> list[Any]:
+        """The graph's outputs as OpenVINO's tensors, valid until the next call.
+
+        `given` holds arrays or such tensors, which must live as long.
+        """
+        for key, value in given.items():
+            held = ov.Tensor(value, shared_memory=True) if isinstance(value, np.ndarray) else value
+            self._request.set_tensor(key, held)
         for key in self._inputs:
             self._feed(key, getattr(step, key))
         if self._cache_ports:
@@ -124,8 +150,7 @@ class OpenVINOSession:
             at = written_rows(step, BLOCK_SIZE)
             for cache in self._rows:
                 cache.write(at, self._request.get_tensor(new_rows(cache.key)).data)
-        logits: Array = self._request.get_output_tensor(0).data
-        return logits
+        return [self._request.get_output_tensor(i) for i in range(self._outputs)]
 
     def close(self) -> None:
         self._request = self._compiled = None

@@ -71,7 +71,9 @@ def _rounded(case: Case, dtype: DType) -> dict[str, Array]:
 
 def opened(case: Case, form: str, **options: Any) -> OpenVINOSession:
     graph, weights = graph_of(case, form)
-    return openvino.build(graph, {}).open(weights, OPTIONS | options)
+    session = openvino.build(graph, {}).open(weights, OPTIONS | options)
+    assert isinstance(session, OpenVINOSession)
+    return session
 
 
 @cache
@@ -142,8 +144,7 @@ def test_weights_are_kept_alive() -> None:
 
 
 def test_closing_gives_the_weights_back() -> None:
-    graph, weights = graph_of(WIDE, "bf16")
-    session = openvino.build(graph, {}).open(weights, OPTIONS)
+    session = opened(WIDE, "bf16")
     held = [weakref.ref(array) for array, _ in session._weights.kept]
     assert len(held) > 20
     session.close()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
+from paddock.engines import openvino, reference
 from paddock.graph import GraphError, Mesh
 from paddock.graph.ops import AllGather, AllReduce, Receive, Send, Weight
 from paddock.layers import trace
@@ -19,13 +22,17 @@ MESHES = [(1, 1), (2, 1), (4, 1), (1, 2), (2, 2), (1, 3)]
 NAMES = (*CHARACTERISTIC, "llama-tied", "llama-multi-query")
 
 
+# Heads must be of a size that OpenVINO's kernels have, see tests/engines/test_openvino_session.py.
+ENGINES = [(reference, name) for name in NAMES] + [(openvino, "qwen3"), (openvino, "llama")]
+
+
 @pytest.mark.parametrize(("tp", "pp"), MESHES)
-@pytest.mark.parametrize("name", NAMES)
-def test_ranks_agree_with_transformers(name: str, tp: int, pp: int) -> None:
+@pytest.mark.parametrize(("engine", "name"), ENGINES)
+def test_ranks_agree_with_transformers(engine: Any, name: str, tp: int, pp: int) -> None:
     some = case(name)
     architecture = registry.read(some.config)
     session = MeshSession(
-        architecture, some.checkpoint(), tp=tp, pp=pp, max_context=some.max_context
+        architecture, some.checkpoint(), tp=tp, pp=pp, max_context=some.max_context, engine=engine
     )
     random = np.random.default_rng([tp, pp])
     lengths = [len(ids) for ids in some.sequences]
@@ -112,6 +119,18 @@ def test_sizes_that_do_not_divide_are_refused_with_sizes_that_would(
         trace(model, max_context=8, mesh=Mesh(tp=tp, pp=pp))
 
 
+def test_stages_are_as_long_as_they_are_said_to_be() -> None:
+    model = registry.read(case("llama").config).build()
+    held = []
+    for mesh in Mesh(pp=2, stages=(2, 1)).ranks():
+        graph = trace(model, max_context=8, mesh=mesh)
+        keys = {n.op.key for n in graph.find(Weight) if isinstance(n.op, Weight)}
+        held.append([i for i in range(3) if f"model.layers.{i}.mlp.down_proj.weight" in keys])
+    assert held == [[0, 1], [2]]
+    with pytest.raises(GraphError, match=r"stages \[2, 2\] hold 4 layers, the model has 3"):
+        trace(model, max_context=8, mesh=Mesh(pp=2, stages=(2, 2)))
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -119,8 +138,10 @@ def test_sizes_that_do_not_divide_are_refused_with_sizes_that_would(
         ({"pp": -1}, "pp is -1, expected at least 1"),
         ({"tp": 2, "tp_rank": 2}, "tp_rank is 2, expected 0 to 1"),
         ({"pp": 2, "pp_rank": -1}, "pp_rank is -1, expected 0 to 1"),
+        ({"pp": 2, "stages": (1, 2, 3)}, r"stages \[1, 2, 3\] are not 2 stages .* pp=2"),
+        ({"pp": 2, "stages": (3, 0)}, r"stages \[3, 0\] are not 2 stages of a layer or more"),
     ],
 )
-def test_a_mesh_has_the_ranks_it_says(fields: dict[str, int], message: str) -> None:
+def test_a_mesh_has_the_ranks_it_says(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(GraphError, match=message):
         Mesh(**fields)

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -32,13 +32,19 @@ def environment(paddock_home: Path) -> dict[str, str]:
 
 @pytest.fixture
 def paddock(environment: dict[str, str], tmp_path: Path) -> Run:
-    """`paddock("list", "--json", stdin=b"...", NAME="value of an environment variable")`."""
+    """`paddock("list", "--json", stdin=b"...", NAME="value of an environment variable")`.
+
+    `before` is a program that starts it, with its own arguments.
+    """
 
     def run(
-        *arguments: str | bytes | Path, stdin: bytes = b"", **variables: str
+        *arguments: str | bytes | Path,
+        stdin: bytes = b"",
+        before: Sequence[str] = (),
+        **variables: str,
     ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [sys.executable, "-m", "paddock", *arguments],
+            [*before, sys.executable, "-m", "paddock", *arguments],
             cwd=tmp_path,
             env=environment | variables,
             input=stdin,

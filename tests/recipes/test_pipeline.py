@@ -124,7 +124,7 @@ def test_the_manifest_tells_the_whole_story(shared_home: Path) -> None:
     assert manifest["recipe"] == "demo"
     assert manifest["architecture"] == "LlamaForCausalLM"
     assert manifest["config"]["hidden_size"] == 256
-    assert manifest["mesh"] == {"tp": 1, "pp": 1}
+    assert manifest["mesh"] == {"tp": 1, "pp": 1, "stages": [6]}
     assert manifest["max_context"] == 1024
     assert manifest["checkpoint"]["name"] == "demo"
     assert manifest["engine"]["name"] == "openvino"
@@ -292,8 +292,7 @@ def test_a_build_after_everything_was_pruned(home: Path) -> None:
     [
         (["engine.name=openvni"], "no engine 'openvni'; nearest is 'openvino'"),
         (["dtype=f16"], "does not compute in f16; it has f32"),
-        (["mesh=tp2"], "no collectives, so it runs one rank; use mesh=single"),
-        (["mesh=tp2", "engine=reference"], "use mesh=single"),
+        (["mesh.stages=[3,3]"], "stages [3, 3] are not 1 stages of a layer or more, as pp=1 says"),
         (["engine=reference", "engine.cache_dtype=u8"], "keeps no u8 cache; it has auto"),
         (["limits.max_context=2000"], "the model was trained for 1024"),
         (["quant=int8", "quant.skip=[modl.layers.0.mlp.down_proj.weight]"], "nearest"),
@@ -399,8 +398,8 @@ class Lying:
     def _of(self, engine: Any) -> Any:
         opened, spoil = engine.open, self._spoil
 
-        def open_lying(weights: Any, options: Any) -> Any:
-            session = opened(weights, options)
+        def open_lying(weights: Any, options: Any, communicator: Any = None) -> Any:
+            session = opened(weights, options, communicator)
             run = session.run
             session.run = lambda step: spoil(np.array(run(step)))
             return session

@@ -1,0 +1,75 @@
+"""The front's side of several ranks: start them, and have them open a built engine."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from paddock.engines.protocol import BuildError
+from paddock.recipes import engine_kinds
+from paddock.recipes.content import source_hash
+from paddock.recipes.schema import Recipe
+from paddock.recipes.tracing import mesh_of
+from paddock.recipes.version import installed_version
+from paddock.runtime.distributed.front import Patience, RankGroup, RemoteSession
+from paddock.runtime.distributed.launch import launched
+
+if TYPE_CHECKING:
+    from paddock.recipes.pipeline import BuiltEngine
+
+_ROOMS = ("graph", "layers", "models", "weights", "engines", "runtime", "recipes")
+
+
+def version() -> str:
+    """What must be the same on all ranks: the release, its code, and Python's."""
+    code = source_hash(*(f"paddock.{room}" for room in _ROOMS))[:8]
+    python = ".".join(map(str, sys.version_info[:2]))
+    return f"paddock {installed_version()} (code {code}, Python {python})"
+
+
+def start(recipe: Recipe) -> RankGroup | None:
+    """The ranks of a recipe, which come up while its engine is built; None where one is enough.
+
+    Raises `BuildError` where they cannot be started.
+    """
+    mesh, by = mesh_of(recipe), launched()
+    if mesh.size == 1 and by is None:
+        return None
+    return RankGroup(
+        mesh,
+        version(),
+        patience=Patience(
+            start_s=recipe.mesh.start_timeout_s,
+            silence_s=recipe.mesh.silence_timeout_s,
+            step_s=recipe.mesh.step_timeout_s,
+        ),
+        started_by=by,
+    )
+
+
+def open_engine(group: RankGroup, built: BuiltEngine, recipe: Recipe) -> RemoteSession:
+    """The ranks as one session of a built engine. Raises `BuildError`; the ranks are ended then."""
+    try:
+        job = {
+            "recipe": recipe.model_dump(mode="json"),
+            "folder": str(built.folder),
+            "weights_folders": list(map(str, built.weights_folders)),
+            "checkpoint": str(built.checkpoint.folder),
+            "key": built.manifest["key"],
+        }
+        [session] = group.open(job)
+        _check_engines(group, recipe)
+    except BaseException:
+        group.close()
+        raise
+    return session
+
+
+def _check_engines(group: RankGroup, recipe: Recipe) -> None:
+    own = engine_kinds.load(recipe.engine.name).version()
+    for rank, told in enumerate(group.told):
+        if told["engine"] != own:
+            raise BuildError(
+                f"rank {rank} on {told['host']} has {told['engine']}, this process {own}; install"
+                " the same release on all hosts"
+            )

@@ -1,0 +1,1 @@
+"""Ranks: how they start, what they say to one another, and how their end is noticed."""

@@ -1,0 +1,211 @@
+"""A rank's process: it opens its part of an engine and runs the steps that the front sends.
+
+The front reaches every rank by a socket; a step goes to the first rank of a mesh alone, which
+broadcasts it by MPI. All ranks run the same steps in the same order. Whatever goes wrong is told
+to the front, which ends the others: lock-step cannot be found again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from paddock.engines.protocol import BuildError, Session
+from paddock.graph import Mesh, PaddockError
+from paddock.graph.ops import Communicator
+from paddock.runtime.distributed.launch import DISMISSED, FRONT
+from paddock.runtime.distributed.mpi import MpiCommunicator, Waits, World
+from paddock.runtime.distributed.wire import (
+    PULSE,
+    Channel,
+    Frame,
+    Kind,
+    WireError,
+    pack_array,
+    unpack_step,
+)
+
+CONNECT_S = 5.0  # for each of the front's addresses
+FINALIZE_S = 10
+JOIN_S = 120
+
+OpenRank = Callable[[dict[str, Any], World, Mesh, Communicator], tuple[Session, dict[str, Any]]]
+"""From the job, this rank and its place to a session, and what READY tells beside it."""
+
+
+def serve(open_rank: OpenRank, version: str) -> int:
+    """The rank's whole life; its exit code. `version` must be the same on all ranks."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the front's
+    _die_with_parent()
+    channel: Channel | None = None
+    own = told = os.environ.pop(FRONT, "")
+    try:
+        if own and own != DISMISSED:
+            channel = _connect(own)
+        # Native code that waits for other ranks hears no exception: the alarm ends the process,
+        # and its guard says why.
+        signal.alarm(JOIN_S)
+        world = World.join()
+        signal.alarm(0)
+        if not own and world.size == 1:
+            raise BuildError(
+                "a rank was started alone; is the launcher's MPI another than mpi4py's"
+                f" ({world.library})?"
+            )
+        told = world.broadcast(own.encode() if world.rank == 0 else None).decode()
+        if told == DISMISSED:
+            world.leave()
+            return 0
+        if channel is None:
+            channel = _connect(told)
+        _Rank(channel, world, open_rank).run({"token": _token(told), "version": version})
+    except (PaddockError, OSError) as error:
+        print(f"paddock: rank: {error}", file=sys.stderr)
+        _tell(channel, told, str(error))
+        return 1
+    except BaseException as error:
+        _tell(channel, told, f"{type(error).__name__}: {error}")
+        raise
+    return 0
+
+
+class _Rank:
+    def __init__(self, channel: Channel, world: World, open_rank: OpenRank) -> None:
+        self._channel, self._world, self._open_rank = channel, world, open_rank
+        self._frames: queue.SimpleQueue[Frame] = queue.SimpleQueue()
+        self._begun = self._ended = 0
+
+    def run(self, hello: dict[str, Any]) -> None:
+        world = self._world
+        hello |= {
+            "rank": world.rank,
+            "size": world.size,
+            "host": world.host,
+            "pid": os.getpid(),
+            "local_rank": world.local_rank,
+            "mpi": world.library,
+        }
+        self._channel.send_json(Kind.HELLO, hello)
+        threading.Thread(target=self._listen, name="paddock-rank-listens", daemon=True).start()
+        first = self._frames.get()
+        if first.kind is Kind.CLOSE:
+            self._leave()
+            return
+        job = first.json()
+        threading.Thread(
+            target=self._pulse, args=(float(job["pulse_s"]),), name="paddock-pulse", daemon=True
+        ).start()
+
+        shape = Mesh(tp=job["tp"], pp=job["pp"], stages=job["stages"] and tuple(job["stages"]))
+        replica, index = divmod(world.rank, shape.size)
+        mesh = list(shape.ranks())[index]
+        communicator = MpiCommunicator(world.comm.Split(replica, index), mesh)
+        session, told = self._open_rank(job, world, mesh, communicator)
+        told |= {
+            "vocab_size": session.vocab_size,
+            "block_size": session.block_size,
+            "block_bytes": session.block_bytes,
+            "state_bytes": session.state_bytes,
+        }
+        self._channel.send_json(Kind.READY, told)
+        try:
+            self._work(session, mesh, communicator)
+            communicator.flush()
+        finally:
+            session.close()
+        self._leave()
+
+    def _leave(self) -> None:
+        signal.alarm(FINALIZE_S)  # MPI's end waits for all ranks, and a lost one never comes
+        self._world.leave()
+
+    def _work(self, session: Session, mesh: Mesh, communicator: MpiCommunicator) -> None:
+        """Commands until the last: the first rank takes them from the front, others from it."""
+        answers = mesh.is_last and mesh.tp_rank == 0
+        while True:
+            if mesh.rank == 0:
+                frame = self._frames.get()
+                communicator.tell(bytearray([frame.kind]) + frame.payload)
+            else:
+                told = communicator.told(lambda: False)
+                assert told is not None
+                frame = Frame(Kind(told[0]), told[1:])
+            if frame.kind is Kind.STEP:
+                self._begun, step = unpack_step(frame.payload)
+                logits = session.run(step)
+                if answers:
+                    self._channel.send(Kind.LOGITS, *pack_array(logits))
+                self._ended = self._begun
+            elif frame.kind is Kind.ALLOCATE:
+                wanted = frame.json()
+                session.allocate_cache(int(wanted["blocks"]), int(wanted["slots"]))
+                self._channel.send(Kind.ALLOCATED)
+            elif frame.kind is Kind.CLOSE:
+                return
+            else:
+                raise WireError(f"a {frame.kind.name} frame is nothing that a rank does")
+
+    def _listen(self) -> None:
+        """Frames from the front; without it nobody needs this process."""
+        try:
+            while (frame := self._channel.receive()) is not None:
+                self._frames.put(frame)
+        except (OSError, WireError):
+            pass
+        os._exit(1)
+
+    def _pulse(self, every_s: float) -> None:
+        while True:
+            try:
+                self._channel.send(Kind.PULSE, PULSE.pack(self._begun, self._ended, Waits.waiting))
+            except OSError:
+                return  # the listening thread sees it, too
+            time.sleep(every_s)
+
+
+def _connect(front: str) -> Channel:
+    """`token@host:port,...`: the first address that answers."""
+    reasons = []
+    for address in front.partition("@")[2].split(","):
+        host, _, port = address.rpartition(":")
+        try:
+            connection = socket.create_connection((host, int(port)), CONNECT_S)
+        except (OSError, ValueError) as error:
+            reasons.append(f"{address}: {error}")
+            continue
+        connection.settimeout(None)
+        return Channel(connection)
+    raise BuildError(
+        f"a rank on {socket.gethostname()} cannot reach its front ({'; '.join(reasons)}); the"
+        " hosts must reach one another by TCP"
+    )
+
+
+def _token(front: str) -> str:
+    return front.partition("@")[0]
+
+
+def _tell(channel: Channel | None, front: str, what: str) -> None:
+    """Say why this rank ends, and wait until the front has heard it."""
+    if channel is None:
+        return
+    try:
+        channel.send_json(Kind.FAILED, {"token": _token(front), "error": what})
+        time.sleep(FINALIZE_S)  # the front ends this process
+    except OSError:
+        pass
+
+
+def _die_with_parent() -> None:
+    """A rank whose guard was killed ends, too, even where it is stopped (Linux)."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
+        ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGKILL)
