@@ -1,6 +1,6 @@
 """Grouped-query attention that owns its projections and its cache."""
 
-from paddock.graph import Cache, Module, Parts, Shard, Tensor, current_mesh
+from paddock.graph import Cache, Module, Parameter, Parts, Shard, Tensor, current_mesh
 from paddock.graph import ops as F
 from paddock.layers.linear import ColumnLinear, RowLinear
 from paddock.layers.rotary import Rotary
@@ -20,7 +20,8 @@ class Attention(Module):
     `rotary` None leaves positions out; `window` is how many tokens a token sees, itself counted;
     `q_norm` and `k_norm` are applied to [tokens, heads, head_dim] before these are turned; `clip`
     bounds q, k and v then; `alibi` lets a score fall with the distance, by the slopes of
-    Press et al. 2021 times `alibi`; `scale` defaults to 1 / sqrt(head_dim).
+    Press et al. 2021 times `alibi`; `sinks` gives each head a score that belongs to no key;
+    `scale` defaults to 1 / sqrt(head_dim).
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Attention(Module):
         k_norm: Module | None = None,
         clip: float | None = None,
         alibi: float | None = None,
+        sinks: bool = False,
         bias: bool = False,
         out_bias: bool = False,
     ) -> None:
@@ -47,6 +49,7 @@ class Attention(Module):
         )
         self.q_norm, self.k_norm = q_norm, k_norm
         self.rotary = rotary
+        self.sinks = Parameter((heads,), Shard(0, Parts({"heads": heads}))) if sinks else None
         self.o_proj = RowLinear(q, hidden, unit=head_dim, bias=out_bias)
         by_head = Shard(0, Parts({"heads": kv_heads}, repeat=True))
         self.key_cache = Cache((kv_heads, head_dim), by_head)
@@ -79,6 +82,7 @@ class Attention(Module):
             window=self.window,
             soft_cap=self.soft_cap,
             alibi=self._slopes(),
+            sinks=None if self.sinks is None else self.sinks.tensor,
         )
         return self.o_proj(F.reshape(y, y.type.size(1) * y.type.size(2)))
 

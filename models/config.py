@@ -160,6 +160,7 @@ class ModelConfig(BaseModel):
     )
     ignored: ClassVar[frozenset[str]] = frozenset()
     synonyms: ClassVar[Mapping[str, str]] = {}
+    dequantizes: ClassVar[frozenset[str]] = frozenset()  # methods whose tensors its map can read
 
     @property
     def longest(self) -> int | None:
@@ -177,10 +178,12 @@ class ModelConfig(BaseModel):
         if data.get("quantization_config") and "quantization_config" not in ignore:
             settings = data["quantization_config"]
             method = settings.get("quant_method") if isinstance(settings, dict) else None
-            raise ConfigError(
-                f"config.json: the checkpoint is quantized ({_shown(method or 'unknown method')});"
-                " use the original checkpoint and let `quant=int8` or `quant=int4` quantize it"
-            )
+            if not isinstance(method, str) or method not in cls.dequantizes:
+                raise ConfigError(
+                    "config.json: the checkpoint is quantized"
+                    f" ({_shown(method or 'unknown method')}); use the original checkpoint and let"
+                    " `quant=int8` or `quant=int4` quantize it"
+                )
         known: dict[str, Any] = {}
         for given_name, value in data.items():
             name = cls.synonyms.get(given_name, given_name)
@@ -192,6 +195,8 @@ class ModelConfig(BaseModel):
             if name in cls.model_fields:
                 if value is not None or _takes_null(cls.model_fields[name]):
                     known[name] = value
+            elif name == "quantization_config" and cls.dequantizes:
+                continue
             elif name not in IGNORED | cls.ignored | ignore and not _is_off(value):
                 raise ConfigError(
                     f"config.json: {cls.__name__} does not know the field {_shown(name)} ="

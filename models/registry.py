@@ -47,6 +47,7 @@ ARCHITECTURES: dict[str, str] = {
     "Glm4ForCausalLM": "paddock.models.glm4",
     "Glm4MoeForCausalLM": "paddock.models.glm4_moe",
     "GlmForCausalLM": "paddock.models.glm",
+    "GptOssForCausalLM": "paddock.models.gpt_oss",
     "GraniteForCausalLM": "paddock.models.granite",
     "GraniteMoeForCausalLM": "paddock.models.granitemoe",
     "HeliumForCausalLM": "paddock.models.helium",

@@ -24,7 +24,7 @@ from paddock.weights.locate import MisshapenTensor, MissingTensor, locate, store
 from paddock.weights.mismatches import Mismatches
 from paddock.weights.rules import Ignore, Rule, for_checkpoint, has_words
 from paddock.weights.safetensors_file import Box, TensorInfo
-from paddock.weights.source import Source, Stored, cast, whole
+from paddock.weights.source import Microscaled, Source, Stored, cast, whole
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,8 @@ def _sources(
                 f" {list(source.shape)}"
             )
             continue
-        odd = next((t for t in taken if not _convertible(t, slot.dtype)), None)
+        packed = isinstance(source, Microscaled)  # bytes, which it makes floats of
+        odd = next((t for t in taken if not packed and not _convertible(t, slot.dtype)), None)
         if odd is not None:
             mismatches.dtypes.append(
                 f"{label}: expected {_expected_dtypes(slot.dtype)}, the checkpoint's {odd.name!r}"

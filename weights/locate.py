@@ -15,6 +15,7 @@ from paddock.weights.rules import (
     Interleave,
     Layout,
     MinusExp,
+    Mxfp4,
     Rename,
     Rule,
     Split,
@@ -30,6 +31,7 @@ from paddock.weights.source import (
     Folded,
     HeadRows,
     Joined,
+    Microscaled,
     NegativeExponential,
     Plus,
     Rows,
@@ -76,11 +78,15 @@ def locate(
 
     def stored(slot_name: str) -> Source:
         tensor = stored_name(slot_name, rules)
+        if any(isinstance(r, Mxfp4) and has_words(name, r.slot) for r in rules):
+            packed = [tensors.get(f"{tensor}_{part}") for part in ("blocks", "scales")]
+            if packed[0] is not None and packed[1] is not None:
+                return _microscaled(packed[0], packed[1])
         if tensor not in tensors:
             raise MissingTensor(tensor)
         source: Source = Stored(tensors[tensor])
         if any(isinstance(r, Transpose) and has_words(name, r.slot) for r in rules):
-            if len(source.shape) != 2:
+            if len(source.shape) not in (2, 3):
                 raise MisshapenTensor(tensor, f"expected two axes, found {list(source.shape)}")
             source = Transposed(source)
         return source
@@ -141,6 +147,21 @@ def _laid_out(
             f"expected {total} rows (of {', '.join(order)}), found {list(fused.shape)}",
         )
     return Rows(fused, before, before + slot.parts[part])
+
+
+def _microscaled(blocks: TensorInfo, scales: TensorInfo) -> Source:
+    if (
+        (blocks.dtype, scales.dtype) != ("U8", "U8")
+        or blocks.shape[-1:] != (16,)
+        or len(blocks.shape) != 4
+        or blocks.shape[:-1] != scales.shape
+    ):
+        raise MisshapenTensor(
+            blocks.name,
+            "expected bytes [experts, rows, groups, 16] and a byte for each group's scale,"
+            f" found {blocks.dtype} {list(blocks.shape)} and {scales.dtype} {list(scales.shape)}",
+        )
+    return Microscaled(Stored(blocks), Stored(scales))
 
 
 def _stacked(experts: tuple[Source, ...]) -> Source:

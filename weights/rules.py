@@ -94,6 +94,17 @@ class Transpose:
 
 
 @dataclass(frozen=True)
+class Mxfp4:
+    """Slots with these words may be stored in four bits, as tensors `_blocks` and `_scales`.
+
+    Where the checkpoint has these beside or in place of the slot's own tensor, they are read, in
+    the order of the slot's axes; what `Transpose` says is for the other form.
+    """
+
+    slot: str
+
+
+@dataclass(frozen=True)
 class Fold:
     """Slots with these words [n, rows, ...] are stored with two axes as one: [n x rows, ...]."""
 
@@ -142,7 +153,20 @@ class Ignore:
 
 
 Layout = Fuse | Split | Interleave | Stack
-Rule = Layout | Rename | Older | Body | Transpose | Fold | Add | UnitRows | MinusExp | Tie | Ignore
+Rule = (
+    Layout
+    | Rename
+    | Older
+    | Body
+    | Transpose
+    | Mxfp4
+    | Fold
+    | Add
+    | UnitRows
+    | MinusExp
+    | Tie
+    | Ignore
+)
 
 
 def for_checkpoint(rules: Sequence[Rule], tensors: Collection[str]) -> tuple[Rule, ...]:

@@ -117,20 +117,24 @@ class HeadRows:
 
 @dataclass(frozen=True)
 class Transposed:
-    """Another source of two axes, these exchanged."""
+    """Another source, its last two axes exchanged."""
 
     of: Source
 
     @property
     def shape(self) -> tuple[int, ...]:
-        rows, columns = self.of.shape
-        return columns, rows
+        *before, rows, columns = self.of.shape
+        return (*before, columns, rows)
 
     def read(self, box: Box) -> Array:
-        return self.of.read((box[1], box[0])).T
+        *before, rows, columns = box
+        return self.of.read((*before, columns, rows)).swapaxes(-1, -2)
 
     def boxes(self, box: Box | None = None) -> Iterator[tuple[TensorInfo, Box]]:
-        return self.of.boxes(None if box is None else (box[1], box[0]))
+        if box is None:
+            return self.of.boxes()
+        *before, rows, columns = box
+        return self.of.boxes((*before, columns, rows))
 
     def __str__(self) -> str:
         return f"transpose({self.of})"
@@ -191,6 +195,51 @@ class Folded:
 
     def __str__(self) -> str:
         return f"fold({self.of}, {self.count})"
+
+
+FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+"""What four bits stand for: a sign, two of exponent, one of mantissa."""
+GROUP = 32  # numbers that share a scale
+
+
+@dataclass(frozen=True)
+class Microscaled:
+    """MXFP4 [experts, rows, groups x 32] in f32: four bits a number, the low half of a byte first,
+    times a power of two for each group, whose byte is the exponent plus 127.
+
+    OCP Microscaling Formats Specification 1.0, sections 5.2 and 5.3.
+    """
+
+    blocks: Stored  # [experts, rows, groups, 16]
+    scales: Stored  # [experts, rows, groups]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        experts, rows, groups = self.scales.shape
+        return experts, rows, groups * GROUP
+
+    def read(self, box: Box) -> Array:
+        blocks, scales = self._within(box)
+        packed = self.blocks.read(blocks)
+        exponents = self.scales.read(scales).astype(np.int32) - 127
+        numbers = np.stack([FP4[packed & 0xF], FP4[packed >> 4]], -1)
+        scaled = np.ldexp(numbers.reshape(*exponents.shape, GROUP), exponents[..., None])
+        start, stop = box[2]
+        before = start - scales[2][0] * GROUP
+        return scaled.reshape(*exponents.shape[:2], -1)[..., before : before + stop - start]
+
+    def boxes(self, box: Box | None = None) -> Iterator[tuple[TensorInfo, Box]]:
+        blocks, scales = self._within(whole(self.shape) if box is None else box)
+        yield from self.blocks.boxes(blocks)
+        yield from self.scales.boxes(scales)
+
+    def _within(self, box: Box) -> tuple[Box, Box]:
+        experts, rows, (start, stop) = box
+        groups = (start // GROUP, -(-stop // GROUP))
+        return (experts, rows, groups, (0, GROUP // 2)), (experts, rows, groups)
+
+    def __str__(self) -> str:
+        return f"mxfp4({self.blocks}, {self.scales})"
 
 
 @dataclass(frozen=True)

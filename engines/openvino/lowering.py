@@ -365,7 +365,7 @@ def _transposed(x: Any, heads: int, rows: int, columns: int) -> Any:
 def _attention(state: Lowering, node: Node, inputs: list[Any]) -> Any:
     attention = node.op
     assert isinstance(attention, F.Attention)
-    q, k, v, key_cache, value_cache, starts, past, table, block_starts = inputs
+    q, k, v, key_cache, value_cache, starts, past, table, block_starts, *sinks = inputs
     heads, size = node.inputs[0].type.size(1), node.inputs[0].type.size(2)
     kv_heads, value_size = node.inputs[2].type.size(1), node.inputs[2].type.size(2)
     if not takes(attention):
@@ -378,6 +378,7 @@ def _attention(state: Lowering, node: Node, inputs: list[Any]) -> Any:
             (key_cache, value_cache),
             (keys.key, values.key),
             (heads, kv_heads, size, value_size),
+            sinks[0] if sinks else None,
         )
     attended = paged_attention(
         (
@@ -394,6 +395,7 @@ def _attention(state: Lowering, node: Node, inputs: list[Any]) -> Any:
         scale=attention.scale,
         window=attention.window,
         alibi=attention.alibi,
+        sinks=opset.reshape(sinks[0], _i64(1, heads, 1, 1), False) if sinks else None,
         heads=Heads(kv_heads, size, value_size),
     )
     return opset.reshape(attended, _i64(0, heads, value_size), True)
@@ -461,6 +463,7 @@ TABLE: dict[type[Op], Callable[[Lowering, Node, list[Any]], Any]] = {
     F.RotaryAngles: _rotary_angles,
     F.Scale: _scale,
     F.SelectiveScan: _selective_scan,
+    F.SinkAttention: _attention,
     F.Split: _split,
     F.StateSlots: _state,
     F.Weight: _weight,

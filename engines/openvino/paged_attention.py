@@ -67,6 +67,7 @@ def paged_attention(
     scale: float,
     window: int | None,
     alibi: tuple[float, ...] | None,
+    sinks: Any | None = None,
     heads: Heads,
 ) -> Any:
     """q, k, v [tokens, heads x size] -> [tokens, heads x value size].
@@ -92,7 +93,7 @@ def paged_attention(
         _none(np.float32),  # sparse attention: threshold
         op.Constant(Type.i32, Shape([]), [0]),  # sparse attention: block size
         op.Constant(Type.i32, Shape([]), [0]),  # sparse attention: stride
-        _none(np.float32, 0, 0, 0, 0),  # sinks
+        _none(np.float32, 0, 0, 0, 0) if sinks is None else sinks,
         op.Constant(Type.i32, Shape([]), [0]),  # adaptive eviction: start size
         _none(np.int32),  # adaptive eviction: evictable sizes
         _none(np.int32),  # adaptive eviction: diversity block set indices

@@ -121,6 +121,7 @@ class PortableAttention:
         caches: tuple[Any, Any],
         keys: tuple[str, str],
         sizes: tuple[int, int, int, int],
+        sinks: Any | None = None,
     ) -> Any:
         """q, k, v [tokens, heads, size] -> [tokens, heads, value size].
 
@@ -152,7 +153,14 @@ class PortableAttention:
             slopes = np.asarray(attention.alibi, np.float32).reshape(1, kv_heads, group, 1, 1)
             scores = opset.add(scores, opset.multiply(op.Constant(slopes), self._distances()))
         scores = opset.select(self._mask(attention.window), scores, _f32(-3e38))
-        weights = opset.reshape(opset.softmax(scores, -1), merged, False)
+        if sinks is None:
+            weights = opset.softmax(scores, -1)
+        else:
+            lost = opset.reshape(sinks, _i64(1, kv_heads, group, 1, 1), False)
+            shape = opset.concat([self._apart(kv_heads, group, 1)], 0)
+            every = opset.concat([scores, opset.broadcast(lost, shape)], -1)
+            weights = opset.slice(opset.softmax(every, -1), _i64(0), _i64(-1), _i64(1), _i64(4))
+        weights = opset.reshape(weights, merged, False)
         made = opset.matmul(weights, self._all(v, caches[1], kv_heads, value_size), False, False)
         made = opset.reshape(made, self._apart(kv_heads, group, value_size), False)
         made = opset.transpose(made, _i64(0, 3, 1, 2, 4))

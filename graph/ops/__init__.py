@@ -1,6 +1,6 @@
 """The ops: free functions that insert nodes, and the classes that define them."""
 
-from paddock.graph.ops.attention import Attention, attention
+from paddock.graph.ops.attention import Attention, SinkAttention, attention
 from paddock.graph.ops.bidirectional import BidirectionalAttention, bidirectional_attention
 from paddock.graph.ops.collective import (
     AllGather,
@@ -111,6 +111,7 @@ __all__ = [
     "Scale",
     "SelectiveScan",
     "Send",
+    "SinkAttention",
     "Source",
     "Split",
     "StateSlots",

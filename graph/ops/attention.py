@@ -85,6 +85,7 @@ class Attention(Op):
         past_lengths: Array,
         block_table: Array,
         block_starts: Array,
+        *sinks: Array,
     ) -> Array:
         block_size = key_cache.shape[1]
         out = np.empty((*q.shape[:2], v.shape[2]), widen(q).dtype)
@@ -97,11 +98,11 @@ class Attention(Op):
             value_cache[blocks[at // block_size], at % block_size] = v[tokens]
             keys = widen(key_cache[blocks].reshape(-1, *k.shape[1:])[: past + new])
             values = widen(value_cache[blocks].reshape(-1, *v.shape[1:])[: past + new])
-            out[tokens] = self._attend(widen(q[tokens]), keys, values, at)
+            out[tokens] = self._attend(widen(q[tokens]), keys, values, at, *map(widen, sinks))
         return out.astype(q.dtype)
 
-    def _attend(self, q: Array, k: Array, v: Array, at: Array) -> Array:
-        """q: [new, heads, size] at positions `at`; k, v: [all, kv heads, size]."""
+    def _attend(self, q: Array, k: Array, v: Array, at: Array, *sinks: Array) -> Array:
+        """q: [new, heads, size] at positions `at`; k, v: [all, kv heads, size]; sinks: [heads]."""
         new, heads, size = q.shape
         kv_heads = k.shape[1]
         grouped = q.reshape(new, kv_heads, heads // kv_heads, size).transpose(1, 2, 0, 3)
@@ -117,10 +118,34 @@ class Attention(Op):
         if self.window is not None:
             seen &= j > at[:, None] - self.window
         scores = np.where(seen, scores, -np.inf)
-        scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        weights = scores / scores.sum(axis=-1, keepdims=True)
+        largest = scores.max(axis=-1, keepdims=True)
+        if not sinks:
+            scores = np.exp(scores - largest)
+            weights = scores / scores.sum(axis=-1, keepdims=True)
+        else:
+            lost = sinks[0].astype(q.dtype).reshape(kv_heads, -1, 1, 1)
+            largest = np.maximum(largest, lost)
+            scores = np.exp(scores - largest)
+            weights = scores / (scores.sum(axis=-1, keepdims=True) + np.exp(lost - largest))
         result = weights @ v.transpose(1, 0, 2)[:, None]
         return result.transpose(2, 0, 1, 3).reshape(new, heads, v.shape[2])
+
+
+@dataclass(frozen=True)
+class SinkAttention(Attention):
+    """Attention whose weights add up to less than 1.
+
+    The last operand [heads] is a score beside those of the keys, of something whose value is 0:
+    Xiao et al. 2023, arxiv.org/abs/2309.17453, as gpt-oss learns it, arxiv.org/abs/2508.10925.
+    """
+
+    def infer(self, *operands: TensorType) -> TensorType:
+        if len(operands) != 10:
+            raise GraphError(f"expected ten operands, the last of them sinks: {len(operands)}")
+        *others, sinks = operands
+        if sinks.shape != (others[0].size(1),) or not sinks.dtype.is_float:
+            raise GraphError(f"expected sinks [{others[0].size(1)}] in floats: {sinks}")
+        return super().infer(*others)
 
 
 def attention(
@@ -137,7 +162,10 @@ def attention(
     window: int | None = None,
     soft_cap: float | None = None,
     alibi: tuple[float, ...] | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """q: [tokens, heads, size]; k, v: [tokens, kv heads, size] -> [tokens, heads, size]."""
     steps = (sequence_starts, past_lengths, block_table, block_starts)
+    if sinks is not None:
+        return SinkAttention(scale, window, soft_cap, alibi)(q, k, v, *caches, *steps, sinks)
     return Attention(scale, window, soft_cap, alibi)(q, k, v, *caches, *steps)

@@ -180,7 +180,13 @@ def test_lowering_computes_the_definition(name: str) -> None:
 def test_every_op_of_the_table_is_compared() -> None:
     """Sources and dequantize are operands above; attentions and states have their own files."""
     compared = {type(n.op) for build in CASES.values() for n in compiled(build)[2].nodes}
-    elsewhere = {F.Attention, F.BidirectionalAttention, F.CacheBlocks, F.StateSlots}
+    elsewhere = {
+        F.Attention,
+        F.SinkAttention,
+        F.BidirectionalAttention,
+        F.CacheBlocks,
+        F.StateSlots,
+    }
     elsewhere |= {F.CausalConv, F.SelectiveScan, F.GatedDeltaRule}
     assert set(TABLE) - compared == elsewhere
 

@@ -24,7 +24,14 @@ SLOPES = (0.5, 0.25, 0.11, 0.03, 0.7, 0.4, 0.2, 0.1)
 
 
 def attention_graph(
-    heads: int, kv_heads: int, size: int, value_size: int, dtype: DType = DType.F32, **options: Any
+    heads: int,
+    kv_heads: int,
+    size: int,
+    value_size: int,
+    dtype: DType = DType.F32,
+    *,
+    sinks: bool = False,
+    **options: Any,
 ) -> tuple[Graph, dict[str, Array]]:
     """Queries, keys and values looked up by token, so that a session can run on token ids."""
     widths = {"q": heads * size, "k": kv_heads * size, "v": kv_heads * value_size}
@@ -34,6 +41,7 @@ def attention_graph(
         name: (2 * random.standard_normal((VOCAB, width))).astype(dtype.numpy)
         for name, width in widths.items()
     }
+    arrays["sinks"] = (3 * random.standard_normal(heads)).astype(dtype.numpy)
     with use_graph(Graph(dtype)) as graph:
         step = Step.inputs(128)
 
@@ -54,6 +62,7 @@ def attention_graph(
             past_lengths=step.past_lengths,
             block_table=step.block_table,
             block_starts=step.block_starts,
+            sinks=F.Weight("sinks", dtype, (heads,))() if sinks else None,
             **options,
         )
         y = F.gather(F.reshape(y, heads * value_size), step.logit_rows)
@@ -134,6 +143,13 @@ def test_a_cache_in_8_bits_is_refused() -> None:
 def test_the_native_kernel_is_used_where_it_can_be() -> None:
     assert takes(F.Attention(0.3, 5, None, (0.1,)))
     assert not takes(F.Attention(0.3, soft_cap=9.0))
+
+
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("soft_cap", [None, 2.0])
+def test_sinks_in_both_forms(window: int | None, soft_cap: float | None) -> None:
+    pair = sessions(6, 2, 16, 16, scale=0.25, sinks=True, window=window, soft_cap=soft_cap)
+    assert worst(pair) < 1e-5
 
 
 @pytest.mark.parametrize("heads", [4, 6, 8])

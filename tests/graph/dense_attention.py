@@ -10,7 +10,7 @@ from paddock.graph import Array
 from paddock.graph.ops import Attention
 
 
-def dense(op: Attention, q: Array, k: Array, v: Array) -> Array:
+def dense(op: Attention, q: Array, k: Array, v: Array, sinks: Array | None = None) -> Array:
     """One sequence, every token and head by itself, in f64."""
     tokens, heads, _ = q.shape
     group = heads // k.shape[1]
@@ -26,7 +26,8 @@ def dense(op: Attention, q: Array, k: Array, v: Array) -> Array:
                 if op.alibi is not None:
                     score -= op.alibi[h] * (i - j)
                 scores.append(score)
-            weights = np.exp(np.array(scores) - max(scores))
-            weights /= weights.sum()
+            lost = [] if sinks is None else [float(sinks[h])]
+            weights = np.exp(np.array(scores + lost) - max(scores + lost))
+            weights = weights[: len(scores)] / weights.sum()
             out[i, h] = weights @ v[first : i + 1, h // group]
     return out

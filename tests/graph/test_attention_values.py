@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paddock.graph import Array, DType
-from paddock.graph.ops import Attention
+from paddock.graph.ops import Attention, SinkAttention
 from tests.graph.dense_attention import dense
 
 
@@ -27,6 +27,7 @@ def shapes(draw: st.DrawFn) -> tuple[int, int, int, int]:
     window=st.none() | st.integers(1, 8),
     soft_cap=st.none() | st.floats(0.5, 20),
     alibi=st.none() | st.lists(st.floats(0, 1), min_size=9, max_size=9),
+    sink=st.none() | st.floats(-3, 3),
     scale=st.floats(0.05, 1.5),
     dtype=st.sampled_from([DType.F64, DType.F32, DType.F16, DType.BF16]),
     seed=st.integers(0, 2**32 - 1),
@@ -38,6 +39,7 @@ def test_equals_dense(
     window: int | None,
     soft_cap: float | None,
     alibi: list[float] | None,
+    sink: float | None,
     scale: float,
     dtype: DType,
     seed: int,
@@ -48,7 +50,9 @@ def test_equals_dense(
     def values(*axes: int) -> Array:
         return random.standard_normal(axes).astype(dtype.numpy)
 
-    op = Attention(scale, window, soft_cap, None if alibi is None else tuple(alibi[:heads]))
+    kind = Attention if sink is None else SinkAttention
+    op = kind(scale, window, soft_cap, None if alibi is None else tuple(alibi[:heads]))
+    sinks = [] if sink is None else [(sink + values(heads)).astype(dtype.numpy)]
     qs = [values(n, heads, size) for n in lengths]
     ks = [values(n, kv_heads, size) for n in lengths]
     vs = [values(n, kv_heads, value_size) for n in lengths]
@@ -80,7 +84,7 @@ def test_equals_dense(
             np.concatenate([taken[s] for s in some]).astype(np.int32),
             np.cumsum([0, *map(len, taken.values())]).astype(np.int32),
         ]
-        result = op.compute(*operands)
+        result = op.compute(*operands, *sinks)
         assert result.dtype == dtype.numpy
         start = 0
         for s in some:
@@ -92,7 +96,8 @@ def test_equals_dense(
 
     tolerance = {DType.F64: 1e-12, DType.F32: 3e-6, DType.F16: 2e-3, DType.BF16: 1.5e-2}[dtype]
     for s in range(len(lengths)):
-        exact = dense(op, *(a[s].astype(np.float64) for a in (qs, ks, vs)))
+        qkv = [a[s].astype(np.float64) for a in (qs, ks, vs)]
+        exact = dense(op, *qkv, *(a.astype(np.float64) for a in sinks))
         np.testing.assert_allclose(out[s].astype(np.float64), exact, rtol=tolerance, atol=tolerance)
 
 

@@ -67,6 +67,7 @@ ACCEPTED: list[tuple[Op, tuple[str, ...], str]] = [
     (F.Rotary(), ("bf16[tokens, 2, 8]", "f32[tokens, 8]", "f32[tokens, 8]"), "bf16[tokens, 2, 8]"),
     (F.Rotary(True), ("f32[t, 2, 8]", "f32[t, 4]", "f32[t, 4]"), "f32[t, 2, 8]"),
     (F.Attention(0.25), qkv(), "f32[tokens, 4, 16]"),
+    (F.SinkAttention(0.25), (*qkv(), "f32[4]"), "f32[tokens, 4, 16]"),
     (
         F.Attention(1, window=1, soft_cap=30.0, alibi=(0.5, 0.25, 0.1, 0.0)),
         qkv(v="f32[tokens, 2, 24]", value_cache="f32[blocks, block_size, 2, 24]"),
@@ -260,6 +261,8 @@ REFUSED: list[tuple[Op, tuple[str, ...], str]] = [
     (F.Mul(), ("f32[8]", "f64[8]"), "element types differ"),
     (F.Mul(), ("i8[8]", "i8[8]"), "expected floats, i64 or i32: i8[8]"),
     (F.Scale(2.0), ("i64[tokens]",), "expected floats"),
+    (F.SinkAttention(0.25), qkv(), "expected ten operands, the last of them sinks: 9"),
+    (F.SinkAttention(0.25), (*qkv(), "f32[2]"), "expected sinks [4] in floats"),
     (F.BidirectionalAttention(1.0), QKV, "does not take 3 operands"),
     (
         F.BidirectionalAttention(1.0),

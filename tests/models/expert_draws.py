@@ -189,3 +189,20 @@ def glm4_moe(draw: Draw) -> Config:
         "routed_scaling_factor": draw.between(0.5, 2.5),
         "rope_parameters": draw.rope(partial_rotary_factor=0.5),
     }
+
+
+@family("GptOssForCausalLM", "gpt_oss")
+def gpt_oss(draw: Draw) -> Config:
+    return (
+        draw.llama()
+        | experts(draw, of="num_local_experts")
+        | {
+            "head_dim": draw.one_of(8, 16),
+            "attention_bias": draw.coin(),
+            "sliding_window": draw.window(),
+            "layer_types": draw.layer_kinds(2),
+            "swiglu_alpha": draw.between(1, 2),
+            "swiglu_limit": draw.between(0.5, 3),
+            "rope_parameters": draw.rope(),
+        }
+    )
