@@ -14,9 +14,11 @@ from paddock.weights import (
     Fold,
     MinusExp,
     Mxfp4,
+    Rule,
     Stack,
     Transpose,
     WeightError,
+    prove,
     write,
 )
 from tests.weights.test_bind import bound, infos, numbered, stored
@@ -46,11 +48,10 @@ def test_the_rows_of_an_expert_are_joined(tmp_path: Path) -> None:
 
 def test_experts_of_different_shapes_are_refused() -> None:
     shapes = {f"experts.{e}.w2": (3, 2) for e in range(3)} | {"experts.3.w2": (3, 5)}
+    slots = {"experts.down": Parameter((4, 3, 2), EXPERTS)}
+    rules = [Stack("experts.down", {"down": "experts.{e}.w2"})]
     with pytest.raises(WeightError, match=r"expected \[3, 2\] as the first expert has"):
-        from paddock.weights import prove
-
-        slots = {"experts.down": Parameter((4, 3, 2), EXPERTS)}
-        prove(slots, infos(shapes), [Stack("experts.down", {"down": "experts.{e}.w2"})])
+        prove(slots, infos(shapes), rules)
 
 
 def test_rows_are_folded(tmp_path: Path) -> None:
@@ -95,7 +96,7 @@ def test_mxfp4_is_what_transformers_makes_of_it(tmp_path: Path) -> None:
     if wanted.shape[1] == 96:
         wanted = wanted.swapaxes(1, 2)
     slots = {"w": Parameter((4, 6, 96), EXPERTS)}
-    rules = [Transpose("w"), Mxfp4("w")]
+    rules: list[Rule] = [Transpose("w"), Mxfp4("w")]
     for mesh in Mesh(tp=2).ranks():
         found = bound(slots, checkpoint, rules, mesh).load("w")
         assert found.dtype == np.float32
@@ -119,8 +120,6 @@ def test_what_was_widened_is_read_transposed(tmp_path: Path) -> None:
 
 
 def test_bytes_of_another_form_are_refused() -> None:
-    from paddock.weights import prove
-
     tensors = infos({"w_blocks": (4, 6, 3, 8), "w_scales": (4, 6, 3)}, "U8")
     with pytest.raises(WeightError, match=r"expected bytes \[experts, rows, groups, 16\]"):
         prove({"w": Parameter((4, 6, 96))}, tensors, [Mxfp4("w")])
