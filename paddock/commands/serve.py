@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from paddock.commands.arguments import (
     CommandParser,
@@ -17,6 +18,11 @@ from paddock.commands.arguments import (
 )
 from paddock.commands.recipe import compose_choice, progress_of
 from paddock.commands.terminal import print_json, remark
+
+if TYPE_CHECKING:
+    from paddock.recipes.pipeline import Running
+    from paddock.runtime.server.served import ServedEncoder
+    from paddock.runtime.server.served_model import ServedModel
 
 USAGE = "NAME [key=value ...] [options]"
 
@@ -42,27 +48,28 @@ def run(options: argparse.Namespace) -> int:
         from paddock.recipes import pipeline
         from paddock.runtime.server.app import create_app
         from paddock.runtime.server.guard import is_loopback
-        from paddock.runtime.server.served_model import ServedModel
         from paddock.runtime.server.serving import serve
 
         running = pipeline.start(recipe, progress=progress_of(options))
         try:
-            served = ServedModel(
-                names=recipe.server.model_names or (recipe.name,),
-                loop=running.loop,
-                tokenizer=running.tokenizer,
-                block_size=running.session.block_size,
-                sampling_defaults=running.sampling_defaults,
-                settings=recipe.server,
-            )
+            served = served_of(running)
             app = create_app(served, keys=keys, version=__version__)
 
             def tell() -> None:
                 url = url_of(listening)
                 if options.json:
-                    print_json({"url": url, "model": served.name, "keys": len(keys)})
+                    print_json(
+                        {
+                            "url": url,
+                            "model": served.name,
+                            "task": running.task,
+                            "vocab_size": running.session.vocab_size,
+                            "keys": len(keys),
+                        }
+                    )
                 elif not options.quiet:
-                    page = ", a page to chat at /" if recipe.server.page else ""
+                    chats = recipe.server.page and running.task == "generate"
+                    page = ", a page to chat at /" if chats else ""
                     remark(f"{served.name} at {url}/v1{page}; Ctrl-C ends it")
                 if not keys and not is_loopback(recipe.server.host):
                     print(
@@ -78,3 +85,27 @@ def run(options: argparse.Namespace) -> int:
                 served.close()
         finally:
             running.close()
+
+
+def served_of(running: Running) -> ServedModel | ServedEncoder:
+    """What the server is given of a started recipe."""
+    from paddock.runtime.server.served import ServedEncoder
+    from paddock.runtime.server.served_model import ServedModel
+
+    recipe = running.recipe
+    names = recipe.server.model_names or (recipe.name,)
+    if running.task == "generate":
+        return ServedModel(
+            names=names,
+            loop=running.loop,
+            tokenizer=running.tokenizer,
+            block_size=running.session.block_size,
+            sampling_defaults=running.sampling_defaults,
+            settings=recipe.server,
+        )
+    return ServedEncoder(
+        names=names,
+        encoder=running.encoder,
+        tokenizer=running.tokenizer,
+        settings=recipe.server,
+    )

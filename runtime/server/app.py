@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Security
@@ -14,21 +14,33 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from paddock.graph.errors import PaddockError
-from paddock.runtime.server import chat, completions, health, models_route, page, responses, tracing
+from paddock.runtime.server import (
+    chat,
+    completions,
+    encoder_routes,
+    health,
+    models_route,
+    page,
+    responses,
+    tracing,
+)
 from paddock.runtime.server.api_errors import ApiError, as_api_error, of_validation
 from paddock.runtime.server.body_limit import BodyLimit
 from paddock.runtime.server.documented import failures
 from paddock.runtime.server.event_stream import ClientGone
 from paddock.runtime.server.guard import Guard
-from paddock.runtime.server.metrics import CONTENT_TYPE, Metrics
+from paddock.runtime.server.metrics import CONTENT_TYPE, EncoderMetrics, Metrics
 from paddock.runtime.server.request_context import RequestContexts
+from paddock.runtime.server.served import ServedEncoder
 from paddock.runtime.server.served_model import ServedModel
 from paddock.runtime.server.strict_body import StrictRoute
 
 logger = logging.getLogger(__name__)
 
 
-def create_app(served: ServedModel, *, keys: Sequence[str], version: str) -> FastAPI:
+def create_app(
+    served: ServedModel | ServedEncoder, *, keys: Sequence[str], version: str
+) -> FastAPI:
     """The ASGI application over a started model."""
     settings = served.settings
     app = FastAPI(
@@ -42,19 +54,28 @@ def create_app(served: ServedModel, *, keys: Sequence[str], version: str) -> Fas
         else [],
     )
     app.router.route_class = StrictRoute
-    metrics = Metrics(served.loop, served.name, served.block_size)
-    served.loop.add_listener(metrics)
-    for router in (
-        chat.routes(served),
-        completions.routes(served),
-        responses.routes(served),
-        models_route.routes(served, version),
-        health.routes(served),
-        _metrics_route(metrics),
-    ):
+    routers = [models_route.routes(served, version), health.routes(served)]
+    if isinstance(served, ServedEncoder):
+        encoder_metrics = EncoderMetrics(served.encoder, served.name)
+        routers += [
+            encoder_routes.routes(served),
+            health.encoder_stats_routes(served),
+            _metrics_route(encoder_metrics.text),
+        ]
+    else:
+        metrics = Metrics(served.loop, served.name, served.block_size)
+        served.loop.add_listener(metrics)
+        routers += [
+            chat.routes(served),
+            completions.routes(served),
+            responses.routes(served),
+            health.stats_routes(served),
+            _metrics_route(metrics.text),
+        ]
+        if settings.page:
+            routers.append(page.routes())
+    for router in routers:
         app.include_router(router)
-    if settings.page:
-        app.include_router(page.routes())
     _answer_errors(app)
     app.openapi = lambda: _document(app, served.names)  # type: ignore[method-assign]
 
@@ -79,7 +100,7 @@ def create_app(served: ServedModel, *, keys: Sequence[str], version: str) -> Fas
     return app
 
 
-def _metrics_route(metrics: Metrics) -> APIRouter:
+def _metrics_route(text: Callable[[], bytes]) -> APIRouter:
     router = APIRouter(tags=["server"])
 
     @router.get(
@@ -89,7 +110,7 @@ def _metrics_route(metrics: Metrics) -> APIRouter:
     )
     async def show_metrics() -> Response:
         """For Prometheus."""
-        return Response(metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+        return Response(text(), headers={"Content-Type": CONTENT_TYPE})
 
     return router
 

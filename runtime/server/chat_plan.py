@@ -21,6 +21,7 @@ from paddock.runtime.server.chat_schema import (
     Tool,
 )
 from paddock.runtime.server.sampling_fields import sampling_params
+from paddock.runtime.server.served import Served
 from paddock.runtime.server.served_model import Ask, ServedModel
 from paddock.runtime.server.structures import Rules, check_size, structured
 from paddock.runtime.server.tool_deltas import OutputParser
@@ -149,7 +150,7 @@ def _prompt(body: ChatRequest, served: ServedModel, tools: Sequence[Tool]) -> st
 
 
 def chat_text(
-    served: ServedModel,
+    served: Served,
     messages: Sequence[ChatMessage],
     tools: Sequence[Tool],
     *,

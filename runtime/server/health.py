@@ -8,8 +8,8 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
-from paddock.runtime.engine_loop import EngineLoop
 from paddock.runtime.server.documented import failures
+from paddock.runtime.server.served import Served, ServedEncoder, Watched
 from paddock.runtime.server.served_model import ServedModel
 
 
@@ -44,7 +44,7 @@ class ServerStats(BaseModel):
     max_context: int
 
 
-def health_of(loop: EngineLoop, stall_s: float) -> Health:
+def health_of(loop: Watched, stall_s: float) -> Health:
     """What the watchdog sees."""
     if not loop.alive:
         return Health(status="stopped", message="the engine has stopped; restart the server")
@@ -58,7 +58,7 @@ def health_of(loop: EngineLoop, stall_s: float) -> Health:
     return Health(status="ok", message="the engine takes its steps")
 
 
-def routes(served: ServedModel) -> APIRouter:
+def routes(served: Served) -> APIRouter:
     router = APIRouter(tags=["server"])
 
     @router.get(
@@ -68,7 +68,7 @@ def routes(served: ServedModel) -> APIRouter:
     )
     async def health() -> Response:
         """Whether the engine takes its steps; needs no key. While draining it is still alive."""
-        found = health_of(served.loop, served.settings.stall_s)
+        found = health_of(served.watched, served.settings.stall_s)
         if found.status == "stopped" and served.draining:
             found = Health(status="draining", message="the server is shutting down")
         alive = found.status in ("ok", "draining")
@@ -84,10 +84,16 @@ def routes(served: ServedModel) -> APIRouter:
     )
     async def ready() -> Response:
         """Whether the server takes requests now."""
-        found = health_of(served.loop, served.settings.stall_s)
+        found = health_of(served.watched, served.settings.stall_s)
         if served.draining:
             found = Health(status="draining", message="the server is shutting down")
         return JSONResponse(found.model_dump(), 200 if found.status == "ok" else 503)
+
+    return router
+
+
+def stats_routes(served: ServedModel) -> APIRouter:
+    router = APIRouter(tags=["server"])
 
     @router.get("/stats", responses=failures(401, 403, 500))
     async def stats() -> ServerStats:
@@ -110,6 +116,41 @@ def routes(served: ServedModel) -> APIRouter:
             preemptions=now.preemptions,
             failed_steps=now.failed_steps,
             max_context=limits.max_context,
+        )
+
+    return router
+
+
+class EncoderServerStats(BaseModel):
+    """A snapshot; totals count from the start."""
+
+    model: str
+    waiting: int
+    """Sequences in the queue."""
+    sequences: int
+    tokens: int
+    padded_tokens: int
+    steps: int
+    failed_steps: int
+    max_context: int
+
+
+def encoder_stats_routes(served: ServedEncoder) -> APIRouter:
+    router = APIRouter(tags=["server"])
+
+    @router.get("/stats", responses=failures(401, 403, 500))
+    async def stats() -> EncoderServerStats:
+        """How the server does, for people; `/metrics` has the same for Prometheus."""
+        now = served.encoder.stats()
+        return EncoderServerStats(
+            model=served.name,
+            waiting=now.waiting,
+            sequences=now.sequences,
+            tokens=now.tokens,
+            padded_tokens=now.padded_tokens,
+            steps=now.steps,
+            failed_steps=now.failed_steps,
+            max_context=served.max_context,
         )
 
     return router

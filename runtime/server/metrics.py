@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from paddock.runtime.encoder import Encoder
 from paddock.runtime.engine_loop import EngineLoop
 from paddock.runtime.request import FinishReason, Request
 from paddock.runtime.stats import StepReport
@@ -96,6 +97,41 @@ class Metrics:
     def text(self) -> bytes:
         """All of it, in Prometheus' text format."""
         return generate_latest(self._registry)
+
+
+class EncoderMetrics:
+    """Of an encoder's loop; the same names where they mean the same."""
+
+    def __init__(self, encoder: Encoder, model: str) -> None:
+        self._registry = CollectorRegistry()
+        self._registry.register(_EncoderNow(encoder, model))
+
+    def text(self) -> bytes:
+        """All of it, in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+
+class _EncoderNow(Collector):
+    def __init__(self, encoder: Encoder, model: str) -> None:
+        self._encoder = encoder
+        self._model = model
+
+    def collect(self) -> Iterator[Metric]:
+        now = self._encoder.stats()
+        waiting = GaugeMetricFamily(
+            "vllm:num_requests_waiting", "Sequences in the queue.", labels=["model_name"]
+        )
+        waiting.add_metric([self._model], now.waiting)
+        yield waiting
+        for name, what, value in (
+            ("vllm:prompt_tokens", "Tokens encoded.", now.tokens),
+            ("paddock:sequences", "Sequences encoded.", now.sequences),
+            ("paddock:steps", "Steps of the encoder's loop.", now.steps),
+            ("paddock:failed_steps", "Steps that ended in an error.", now.failed_steps),
+        ):
+            total = CounterMetricFamily(name, what, labels=["model_name"])
+            total.add_metric([self._model], value)
+            yield total
 
 
 class _Now(Collector):

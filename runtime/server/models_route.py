@@ -11,7 +11,7 @@ from paddock.runtime.server.chat_plan import chat_text
 from paddock.runtime.server.chat_schema import ChatMessage, Tool
 from paddock.runtime.server.documented import ALWAYS, failures
 from paddock.runtime.server.sampling_fields import Body, TokenId
-from paddock.runtime.server.served_model import ServedModel
+from paddock.runtime.server.served import Served
 from paddock.runtime.server.strict_body import StrictRoute
 
 
@@ -67,9 +67,9 @@ class Version(BaseModel):
     version: str
 
 
-def routes(served: ServedModel, version: str) -> APIRouter:
+def routes(served: Served, version: str) -> APIRouter:
     router = APIRouter(route_class=StrictRoute)
-    longest = served.loop.limits.max_context
+    longest = served.max_context
 
     def described(name: str) -> Model:
         return Model(id=name, created=served.created, max_model_len=longest)
@@ -113,7 +113,7 @@ def routes(served: ServedModel, version: str) -> APIRouter:
     return router
 
 
-def _encode(body: TokenizeText | TokenizeChat, served: ServedModel) -> list[int]:
+def _encode(body: TokenizeText | TokenizeChat, served: Served) -> list[int]:
     if isinstance(body, TokenizeText):
         return served.tokenizer.encode(body.prompt, body.add_special_tokens)
     return served.tokenizer.encode(

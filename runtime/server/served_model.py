@@ -1,31 +1,20 @@
-"""What is served: a started model with its names, and the way to ask it from the event loop."""
+"""A served model that writes text, and the way to ask it from the event loop."""
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from threading import Lock
-from typing import Any, TypeVar
+from typing import Any
 from weakref import WeakSet
 
 from paddock.runtime.engine_loop import EngineLoop
-from paddock.runtime.errors import QueueFull
 from paddock.runtime.handle import RequestHandle
 from paddock.runtime.sampling_params import SamplingParams
 from paddock.runtime.server import reasoning, tool_formats
-from paddock.runtime.server.api_errors import ApiError, unavailable
-from paddock.runtime.server.settings import ServerSettings
+from paddock.runtime.server.served import Served, Watched
 from paddock.runtime.server.token_texts import TokenTexts
-from paddock.runtime.tokenizer import Tokenizer
-
-Result = TypeVar("Result")
-
-MAX_PREPARING = 256
-"""Requests that are being tokenized or wait for it; the queue's own bound comes after that."""
 
 
 @dataclass(frozen=True)
@@ -40,46 +29,25 @@ class Ask:
     cache_salt: str
 
 
-@dataclass
-class ServedModel:
-    """`names`: what clients may call it, the first is what it answers with."""
-
-    names: tuple[str, ...]
+@dataclass(kw_only=True)
+class ServedModel(Served):
     loop: EngineLoop
-    tokenizer: Tokenizer
     block_size: int
     """Tokens of a cache block."""
     sampling_defaults: Mapping[str, Any]
-    settings: ServerSettings
-    created: int = field(default_factory=lambda: int(time.time()))
-    draining: bool = False
-    """The server is shutting down and refuses new requests."""
-    _closing: list[Callable[[], object]] = field(default_factory=list)
-    _preparing: int = 0
     _handles: WeakSet[RequestHandle] = field(default_factory=WeakSet)
-    _threads: ThreadPoolExecutor = field(
-        # Tokenizing and rendering hold up neither the event loop nor, being few, the engine.
-        default_factory=lambda: ThreadPoolExecutor(2, thread_name_prefix="paddock-intake")
-    )
 
     @property
-    def name(self) -> str:
-        return self.names[0]
+    def watched(self) -> Watched:
+        return self.loop
+
+    @property
+    def max_context(self) -> int:
+        return self.loop.limits.max_context
 
     @cached_property
     def token_texts(self) -> TokenTexts:
         return TokenTexts(self.tokenizer)
-
-    def check_name(self, asked: str) -> None:
-        """Raise a 404 for a model that is not served here."""
-        if asked not in self.names:
-            known = ", ".join(self.names)
-            raise ApiError(
-                404,
-                f"no model is called {asked!r} here; this server has {known}",
-                param="model",
-                code="model_not_found",
-            )
 
     def tool_format(self, template: str) -> str:
         """How the model writes tool calls (see `tool_formats`)."""
@@ -95,23 +63,6 @@ class ServedModel:
         """Seconds a request may take: what it asks for and the server's bound both kept."""
         bounds = [s for s in (asked, self.settings.request_timeout_s) if s is not None]
         return min(bounds, default=None)
-
-    async def prepare(self, work: Callable[[], Result]) -> Result:
-        """Run what takes its time (tokenizing, templates, grammars) beside the event loop.
-
-        Raises what `work` raises, and `QueueFull` where too many wait for that already.
-        """
-        if self.draining:
-            raise unavailable("the server is shutting down")
-        if self._preparing >= MAX_PREPARING:
-            raise QueueFull(
-                f"{self._preparing} requests are being read; try again later", retry_after_s=1.0
-            )
-        self._preparing += 1
-        try:
-            return await asyncio.wrap_future(self._threads.submit(work))
-        finally:
-            self._preparing -= 1
 
     async def submit(self, ask: Callable[[], Sequence[Ask]]) -> list[RequestHandle]:
         """Queue all that `ask`, run beside the event loop, comes to; all of it or nothing.
@@ -131,15 +82,6 @@ class ServedModel:
         """End what runs, as it is."""
         for handle in list(self._handles):
             handle.cancel()
-
-    def on_close(self, action: Callable[[], object]) -> None:
-        """Have something closed with this."""
-        self._closing.append(action)
-
-    def close(self) -> None:
-        for action in self._closing:
-            action()
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 class _Submission:

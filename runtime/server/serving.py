@@ -18,7 +18,7 @@ from paddock.graph.errors import PaddockError
 from paddock.runtime.server import logs
 from paddock.runtime.server.bounded_http import BoundedHttp
 from paddock.runtime.server.health import health_of
-from paddock.runtime.server.served_model import ServedModel
+from paddock.runtime.server.served import Served
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def url_of(listening: socket.socket) -> str:
 
 
 def serve(
-    app: ASGIApp, served: ServedModel, listening: socket.socket, *, on_ready: Callable[[], None]
+    app: ASGIApp, served: Served, listening: socket.socket, *, on_ready: Callable[[], None]
 ) -> int:
     """Serve until SIGTERM or SIGINT, or until the engine stops; the exit code.
 
@@ -105,7 +105,7 @@ class _Server(uvicorn.Server):
     """uvicorn's, which ends with exit code 0 on SIGTERM, and when the engine has gone."""
 
     def __init__(
-        self, config: uvicorn.Config, served: ServedModel, on_ready: Callable[[], None]
+        self, config: uvicorn.Config, served: Served, on_ready: Callable[[], None]
     ) -> None:
         super().__init__(config)
         self._served = served
@@ -151,7 +151,7 @@ class _Server(uvicorn.Server):
         was = "ok"
         while True:
             await asyncio.sleep(WATCH_S)
-            health = health_of(self._served.loop, self._served.settings.stall_s)
+            health = health_of(self._served.watched, self._served.settings.stall_s)
             if health.status != was:
                 was = health.status
                 log = logger.info if was == "ok" else logger.error

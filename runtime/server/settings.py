@@ -47,6 +47,8 @@ class ServerSettings(BaseModel):
     """MiB of one request's body."""
     max_choices: Count = 128
     """Continuations of one request: its prompts times `n`."""
+    max_inputs: Count = 2048
+    """Texts of one request for vectors, labels or scores."""
     max_schema_kib: Seconds = 64.0
     """KiB of a JSON schema, grammar, regular expression or the tools of one request."""
     max_schema_depth: Count = 32

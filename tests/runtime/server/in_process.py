@@ -9,6 +9,7 @@ from typing import Any
 
 import uvicorn
 
+from paddock.commands.serve import served_of
 from paddock.recipes import pipeline
 from paddock.recipes.compose import compose
 from paddock.runtime.server.app import create_app
@@ -31,14 +32,8 @@ class InProcess(Asking):
 def serve_in_process(*overrides: str) -> Iterator[InProcess]:
     recipe = compose("demo", overrides, []).recipe
     running = pipeline.start(recipe)
-    served = ServedModel(
-        names=("demo",),
-        loop=running.loop,
-        tokenizer=running.tokenizer,
-        block_size=running.session.block_size,
-        sampling_defaults=running.sampling_defaults,
-        settings=recipe.server,
-    )
+    served = served_of(running)
+    assert isinstance(served, ServedModel)
     app = create_app(served, keys=[], version="test")
     listening = listen("127.0.0.1", 0)
     config = uvicorn.Config(app, log_config=None, lifespan="off", ws="none", http=BoundedHttp)
