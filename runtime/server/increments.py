@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Literal
 
@@ -25,12 +26,17 @@ async def merged(handles: Sequence[RequestHandle]) -> AsyncGenerator[tuple[int, 
             cancelling.enter_context(handle)
         if len(handles) == 1:
             async for increment in handles[0]:
-                if increment.finish_reason is not FinishReason.ERROR:  # raised at the end
-                    yield 0, increment
+                yield 0, _without_error(increment)
             return
         async for number, increment in _any_order(handles):
-            if increment.finish_reason is not FinishReason.ERROR:
-                yield number, increment
+            yield number, _without_error(increment)
+
+
+def _without_error(increment: Increment) -> Increment:
+    """The text that came before an error, which is raised at the end."""
+    if increment.finish_reason is FinishReason.ERROR:
+        return dataclasses.replace(increment, finish_reason=None)
+    return increment
 
 
 async def _any_order(handles: Sequence[RequestHandle]) -> AsyncIterator[tuple[int, Increment]]:
