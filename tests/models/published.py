@@ -82,7 +82,9 @@ def made(fields: Config, seed: int) -> Any:
     config = transformers.CONFIG_MAPPING[fields["model_type"]].from_dict(_copy(fields))
     config._experts_implementation = "eager"  # the others take rows of whole 16 bytes
     model_class = getattr(transformers, fields["architectures"][0])
-    model = model_class._from_config(config, attn_implementation="eager", dtype=torch.float32)
+    # Falcon's eager attention adds ALiBi twice, to its scores and in its mask.
+    attention = "sdpa" if fields.get("alibi") else "eager"
+    model = model_class._from_config(config, attn_implementation=attention, dtype=torch.float32)
     random = np.random.default_rng([seed, 1])
     with torch.no_grad():
         for name, slot in model.named_parameters():
