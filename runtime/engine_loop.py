@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
-from paddock.engines.protocol import Session
+from paddock.engines.protocol import Session, SessionLost
 from paddock.runtime.admission import Admission
 from paddock.runtime.ahead_stepper import AheadStepper
 from paddock.runtime.constraint import Grammars
@@ -92,6 +92,7 @@ class EngineLoop:
         self._bell = threading.Condition(threading.Lock())
         self._commands: deque[tuple[Request, RequestHandle | None]] = deque()
         self._closing = False
+        self._lost: SessionLost | None = None  # with nothing to do, too, a lost session ends it
         self._give_up = False
         self._over = False
         self._ended = threading.Event()
@@ -242,8 +243,15 @@ class EngineLoop:
             return
         finally:
             started.set()
+        watch = getattr(self._session, "watch", None)
+        if watch is not None:
+            watch(self._session_lost)
         try:
             self._serve()
+        except SessionLost as error:
+            if logger.hasHandlers():  # whoever waits is told in any case
+                logger.error("the engine loop has stopped: %s", error)
+            self._end(error)
         except BaseException as error:
             logger.exception("the engine loop has stopped")
             self._end(error)
@@ -286,6 +294,8 @@ class EngineLoop:
         """Sleep until there is something to do; false: until the loop is to end."""
         with self._bell:
             while not self._commands:
+                if self._lost is not None:
+                    raise self._lost
                 if self._closing:
                     self._over = True
                     return False
@@ -344,6 +354,10 @@ class EngineLoop:
 
     def _cancel(self, request: Request) -> None:
         self._commands.append((request, None))
+        self._ring()
+
+    def _session_lost(self, error: SessionLost) -> None:
+        self._lost = error
         self._ring()
 
     def _ring(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from paddock.engines.protocol import Session
+from paddock.engines.protocol import Session, SessionLost
 from paddock.graph.dtype import Array
 from paddock.runtime.admission import Admission
 from paddock.runtime.limits import Limits
@@ -97,6 +97,7 @@ class Stepper:
         """One step, or None where nothing was left to do.
 
         An error in the engine, or in sampling, ends the requests of the step and no others.
+        Raises `SessionLost` where no further step can run.
         """
         started = self._clock()
         self.expire(started)
@@ -110,6 +111,8 @@ class Stepper:
             ran_at = self._clock()
             sampled = self.sample(planned, logits)
             sampled_at = self._clock()
+        except SessionLost:
+            raise
         except Exception as error:
             self.fail(planned, error)
             ran_at = sampled_at = self._clock()

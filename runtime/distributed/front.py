@@ -328,11 +328,13 @@ class RankGroup:
             if self.lost is not None or self._closing:
                 return
             if rank is not None and rank.ready is not None:
-                what += f"; the last step that it ended is {rank.ended}"
+                # A step whose logits are here has ended on all ranks; pulses tell a little later.
+                here = [s.answered for s in self.sessions[rank.rank // self.mesh.size :][:1]]
+                what += f"; the last step that it ended is {max(rank.ended, *here, 0)}"
             self.lost = SessionLost(what)
             watchers = list(self._watchers)
             self._changed.notify_all()
-        logger.error("%s; ending all ranks", what)
+        logger.debug("%s; ending all ranks", what)
         self._end_processes()
         for session in self.sessions:
             session.wake()
@@ -377,7 +379,7 @@ class RemoteSession:
         self.block_bytes = max(self._by_host("block_bytes").values())
         self.state_bytes = max(self._by_host("state_bytes").values())
         self.steps_in_flight = group.mesh.pp
-        self._number = 0
+        self._number = self.answered = 0  # steps launched, and those whose logits came
         self._launched: deque[tuple[int, float]] = deque()
         self._results: queue.SimpleQueue[Array | None] = queue.SimpleQueue()
 
@@ -418,6 +420,11 @@ class RemoteSession:
         self._launched.popleft()
         return logits
 
+    @property
+    def processes(self) -> list[int]:
+        """The ranks' process ids, on their hosts."""
+        return [rank.pid for rank in self._ranks]
+
     def watch(self, callback: Callable[[SessionLost], None]) -> None:
         """Call once when a rank is lost."""
         self._group.watch(callback)
@@ -436,6 +443,7 @@ class RemoteSession:
     # --- for the group ------------------------------------------------------------------------
 
     def arrived(self, logits: Array) -> None:
+        self.answered += 1
         self._results.put(logits)
 
     def wake(self) -> None:

@@ -1,0 +1,169 @@
+"""Ranks that die, stop, or do not fit together: one clear error in a bounded time, never a hang."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from paddock import LLM, SamplingParams
+from paddock.engines.protocol import BuildError
+from paddock.runtime.distributed import launch
+from paddock.runtime.distributed.front import RemoteSession
+from paddock.runtime.errors import LoopClosed, RequestFailed
+from tests.paddock.conftest import ROOT, Run
+
+pytest.importorskip("mpi4py", reason="needs an MPI: pip install 'paddock[mpi]'")
+
+LONG = SamplingParams(max_tokens=400, ignore_eos=True, temperature=0)
+SILENCE_S = 4.0
+BOUND_S = 20.0  # for a loss to be told; the machine may be busy
+
+
+@pytest.fixture
+def llm(paddock_home: Path, monkeypatch: pytest.MonkeyPatch) -> LLM:
+    monkeypatch.setenv("PADDOCK_HOME", str(paddock_home))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return LLM("demo", "mesh=tp2", f"mesh.silence_timeout_s={SILENCE_S}")
+
+
+def processes(llm: LLM) -> list[int]:
+    session = llm.running.loop._session
+    assert isinstance(session, RemoteSession)
+    return session.processes
+
+
+def gone(pids: list[int], within_s: float = BOUND_S) -> bool:
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        if not any(psutil.pid_exists(pid) for pid in pids):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize("busy", [True, False], ids=["in a step", "idle"])
+@pytest.mark.parametrize(
+    ("number", "rank", "said"),
+    [
+        (signal.SIGKILL, 1, "has died"),
+        (signal.SIGKILL, 0, "has died"),
+        (signal.SIGSTOP, 1, "has not been heard of for 4 s"),
+    ],
+)
+def test_a_lost_rank_ends_everything(
+    llm: LLM, number: signal.Signals, rank: int, said: str, busy: bool
+) -> None:
+    pids = processes(llm)
+    try:
+        handle = None
+        if busy:
+            handle = llm.submit("The ls command", LONG)
+            next(iter(handle))  # it runs
+        os.kill(pids[rank], number)
+        began = time.monotonic()
+        if handle is not None:
+            with pytest.raises(RequestFailed) as caught:
+                handle.result()
+            error = str(caught.value)
+            assert f"rank {rank} on {socket.gethostname()} (process {pids[rank]})" in error
+            assert said in error
+            assert int(error.rpartition("the last step that it ended is ")[2]) >= 1
+        while llm.running.loop.alive and time.monotonic() - began < BOUND_S:
+            time.sleep(0.05)
+        assert time.monotonic() - began < BOUND_S
+        with pytest.raises(LoopClosed, match=f"rank {rank} on .* {said}"):
+            llm.running.loop.submit("The ls command")
+        assert gone(pids)
+    finally:
+        llm.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_ranks_end_with_their_front(
+    environment: dict[str, str], tmp_path: Path, number: signal.Signals
+) -> None:
+    options = ["--prompt", "The ls command", "--max-tokens", "2000", "--ignore-eos"]
+    front = subprocess.Popen(
+        [sys.executable, "-m", "paddock", "generate", "demo", "mesh=tp2", *options],
+        env=environment,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        assert front.stdout is not None
+        assert front.stdout.read(1)  # it writes
+        children = [child.pid for child in psutil.Process(front.pid).children(recursive=True)]
+        assert len(children) >= 5  # the launcher, and a guard and a rank twice
+        front.send_signal(number)
+        front.wait(BOUND_S)
+        assert gone(children)
+    finally:
+        front.kill()
+        front.communicate()
+
+
+def test_a_rank_of_another_release_is_named(paddock: Run, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    for room in ("graph", "layers", "models", "weights", "engines", "runtime", "recipes"):
+        shutil.copytree(ROOT / room, other / room)
+    shutil.copytree(ROOT / "paddock", other / "paddock", symlinks=True)
+    with (other / "graph" / "mesh.py").open("a") as file:
+        file.write("# of another release\n")
+    launcher = str(Path(sys.executable).parent / "mpirun")
+    command = [sys.executable, "-m", "paddock", "generate", "demo", "mesh=tp2", "-p", "The ls"]
+    done = paddock(
+        *command[3:],
+        *[":", "-n", "1", "env", f"PYTHONPATH={other}", *command],
+        before=["timeout", "60", launcher, "-n", "1"],
+    )
+    assert done.returncode not in (0, 124)
+    (line,) = [line for line in done.stderr.splitlines() if "error" in line]
+    assert "rank 1 on" in line
+    assert "install the same release of Paddock on all hosts" in line
+
+
+def test_a_rank_that_does_not_come_is_named(
+    paddock_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PADDOCK_HOME", str(paddock_home))
+    monkeypatch.setattr(launch, "WORKER", [sys.executable, "-c", "import time; time.sleep(60)"])
+    with pytest.raises(BuildError, match=r"of 2 ranks 0 came up within 2 s; absent: rank 0, 1"):
+        LLM("demo", "mesh=tp2", "mesh.start_timeout_s=2.0")
+    monkeypatch.setattr(launch, "WORKER", [sys.executable, "-c", "raise SystemExit('no device')"])
+    with pytest.raises(BuildError, match=r"launcher ended with code 1.*no device"):
+        LLM("demo", "mesh=tp2", "mesh.start_timeout_s=30.0")
+
+
+def test_an_mpi_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(BuildError, match=r"mpi4py is not installed; pip install 'paddock\[mpi\]'"):
+        launch.require_mpi()
+    monkeypatch.undo()
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BuildError, match=r"no mpiexec beside .* or on PATH; pip install"):
+        launch.require_mpi()
+
+
+@pytest.mark.skipif(shutil.which("ssh") is None, reason="launchers reach other hosts by ssh")
+@pytest.mark.parametrize("hosts", ["nosuch.invalid", "localhost,nosuch.invalid"])
+def test_a_wrong_host_list_ends_at_once(paddock: Run, hosts: str) -> None:
+    launcher = str(Path(sys.executable).parent / "mpirun")
+    done = paddock(
+        "generate", "demo", "mesh=tp2", before=["timeout", "60", launcher, "-hosts", hosts]
+    )
+    assert done.returncode not in (0, 124)
+    assert "nosuch.invalid" in done.stderr  # the launcher's own words; no rank was started
+    assert done.stdout == ""
