@@ -415,9 +415,10 @@ class Builder:
             what = "what was compiled, evaluated in NumPy: "
         else:
             what = ""
+        explained = f" ({check.rounding:.1e} by rounding alone)" if check.rounding else ""
         self.progress.note(
             f"checked against the reference engine: {what}{layers}{of} layers, logits"
-            f" {check.error:.1e} away ({check.rounding:.1e} by rounding alone)"
+            f" {check.error:.1e} away{explained}"
         )
         return check
 

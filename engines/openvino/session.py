@@ -12,6 +12,7 @@ import numpy as np
 import openvino as ov
 from openvino import Shape
 
+from paddock.engines.openvino.huge_pages import HugePages, anonymous_memory, taken_since
 from paddock.engines.openvino.lowering import (
     BLOCK_SIZE,
     MAX_CONTEXT,
@@ -67,6 +68,7 @@ class OpenVINOSession:
         self._fed: dict[str, Array] = {}
         self._caches: list[Any] = []
         self._padding_row = 0
+        before = anonymous_memory()
         cache_dtype = self._settings["KV_CACHE_PRECISION"]
         model = lower(graph, self._weights, cache_dtype)
         portable = {t.node for t in portable_caches(graph)}
@@ -99,6 +101,9 @@ class OpenVINOSession:
             if piece_of is None:
                 self.allocate_cache(1)
                 self.run(ONE_TOKEN)
+        # A piece has not repacked anything yet.
+        self._huge_pages = HugePages(taken_since(before) if piece_of is None else [])
+        self._huge_pages.start()
 
     def allocate_cache(self, blocks: int, slots: int = 1) -> None:
         # Memory that nobody writes is not taken from the system before a block is used.
@@ -153,6 +158,7 @@ class OpenVINOSession:
         return [self._request.get_output_tensor(i) for i in range(self._outputs)]
 
     def close(self) -> None:
+        self._huge_pages.stop()
         self._request = self._compiled = None
         self._cache_ports, self._caches, self._rows = [], [], []
         self._fed.clear()
