@@ -176,9 +176,7 @@ def test_inputs_may_be_views_of_any_kind() -> None:
     step = step_inputs(session, [(sequences()[0][:20], 0, [2])], np.arange(20))
     logits = session.run(step).copy()
     strided = {
-        name: np.repeat(array, 2)[::2]
-        for name, array in vars(step).items()
-        if array is not None
+        name: np.repeat(array, 2)[::2] for name, array in vars(step).items() if array is not None
     }
     np.testing.assert_array_equal(session.run(type(step)(**strided)), logits)
 
