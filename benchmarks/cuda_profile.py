@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
+from typing import Any
 
 import numpy as np
 from torch.profiler import ProfilerActivity, profile
@@ -19,11 +20,22 @@ from paddock.engines.protocol import Choices
 RUNS = 5
 
 
+def timeline(events: Any) -> None:
+    """When each kernel of two layers in the middle of a step began and ended, us."""
+    kernels = [e for e in events if not e.name.startswith(("cuda", "cu", "Activity", "Mem"))]
+    kernels.sort(key=lambda e: e.time_range.start)
+    middle = kernels[len(kernels) // 2 :][:16]
+    for e in middle:
+        begin = e.time_range.start - middle[0].time_range.start
+        print(f"{begin:9.2f} {begin + e.time_range.elapsed_us():9.2f}  {e.name[:60]}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--steps", nargs="+", default=["1x1024", "64x1024", "prompt8000"])
+    parser.add_argument("--timeline", action="store_true", help="each kernel of two layers")
     args = parser.parse_args()
     gpu = GPU()
     session, _ = opened(
@@ -52,6 +64,8 @@ def main() -> None:
             spans[event.name].append(event.time_range.elapsed_us())
             begin = min(begin or event.time_range.start, event.time_range.start)
             end = max(end, event.time_range.end)
+        if args.timeline:
+            timeline(seen.events())
         total = sum(map(sum, spans.values()))
         print(f"\n{args.precision} {name}: {total / RUNS / 1e3:.3f} ms of kernels a step,", end="")
         print(f" {(end - begin) / RUNS / 1e3:.3f} ms from the first to the last")

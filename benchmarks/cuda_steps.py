@@ -19,6 +19,8 @@ from paddock.engines.cuda.gpu import GPU
 from paddock.engines.cuda.session import CUDASession
 from paddock.engines.protocol import Choices, StepInputs
 
+DECODE = ["1x1024", "2x1024", "4x1024", "8x1024", "64x1024", "256x512", "512x192"]
+
 
 def step_of(
     session: CUDASession, past: np.ndarray[Any, Any], new: np.ndarray[Any, Any], blocks: int
@@ -95,6 +97,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--precision", nargs="+", default=["bf16"])
     parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--decode", nargs="*", default=DECODE, help="sequences x context")
+    parser.add_argument("--prompts", nargs="*", type=int, default=[128, 1024, 8000])
     parser.add_argument("--json")
     args = parser.parse_args()
     gpu = GPU()
@@ -109,15 +113,8 @@ def main() -> None:
         free, _ = gpu.memory()
         blocks = int(min(free * 0.6, 40e9)) // session.block_bytes
         session.allocate_cache(blocks)
-        for sequences, context in (
-            (1, 1024),
-            (2, 1024),
-            (4, 1024),
-            (8, 1024),
-            (64, 1024),
-            (256, 512),
-            (512, 192),
-        ):
+        for case in args.decode:
+            sequences, context = map(int, case.split("x"))
             try:
                 taken = decode_ms(session, sequences, context, blocks)
             except Exception as error:  # the other figures are wanted all the same
@@ -125,7 +122,7 @@ def main() -> None:
                 continue
             report[f"{precision} decode {sequences} x {context}"] = taken
             print(f"{precision} decode {sequences} x {context}: {taken:.3f} ms", flush=True)
-        for tokens in (128, 1024, 8000):
+        for tokens in args.prompts:
             try:
                 taken = prompt_ms(session, tokens, blocks)
             except Exception as error:

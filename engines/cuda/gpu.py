@@ -23,6 +23,7 @@ KERNELS = Path(__file__).resolve().parent / "kernels"
 WORKSPACE = 64 << 20  # of cuBLASLt: what NVIDIA advises for Hopper is 32 MiB
 FLUSH = 128 << 20  # more than the cache of any GPU, written before an algorithm is timed
 CHUNK = 32 << 20  # bytes of weights that go through a pinned buffer at once
+UPLOADERS = 8  # threads that fill pinned buffers: one copies at a fraction of the link
 COUNTERS = 1 << 16  # sequences x groups of heads of a step of single tokens; rows of logits
 
 
@@ -81,7 +82,7 @@ class GPU:
         self._products: dict[Shape, Product] = {}
         self._tuned = _Tuned(tuned, f"{self.name} cublasLt {self.lt.version}")
         self._pinned = [cupy.cuda.alloc_pinned_memory(CHUNK) for _ in range(2)]
-        self._pool = ThreadPoolExecutor(8, "paddock-upload")
+        self._pool = ThreadPoolExecutor(UPLOADERS, "paddock-upload")
         self._modules: dict[tuple[Any, ...], Any] = {}
         self._functions: dict[tuple[Any, ...], int] = {}
         self.max_blocks = 128
@@ -163,7 +164,7 @@ class GPU:
             if events[half] is not None:
                 events[half].synchronize()
             pinned = np.frombuffer(self._pinned[half], np.uint8, count)
-            piece = max(1 << 20, -(-count // 8))
+            piece = max(1 << 20, -(-count // UPLOADERS))
             list(
                 self._pool.map(
                     lambda at, pinned=pinned, start=start, piece=piece, count=count: np.copyto(
@@ -236,7 +237,7 @@ class GPU:
                     code=_source(source), options=options, backend="nvrtc"
                 )
             kernel = self._modules[module_key].get_function(name)
-            if source in ("attend", "attend_any", "few_rows"):
+            if source in ("attend", "attend_any", "few_rows", "one_row"):
                 kernel.max_dynamic_shared_size_bytes = 220 * 1024
             self._functions[key] = kernel.kernel.ptr
         return self._functions[key]

@@ -148,6 +148,8 @@ def _linear(gpu: GPU, i: Instruction) -> None:
     rows, inputs = x.shape
     outputs = weight.shape[0]
     eps = linear.norm_eps or 0.0
+    if rows == 1 and in_few_rows(sized) and _in_one_row(gpu, i, sized, norm, bias, residual):
+        return
     if in_few_rows(sized):
         stored = sized.weight
         made = outputs // 2 if linear.gate is not None else outputs
@@ -206,7 +208,7 @@ def _linear(gpu: GPU, i: Instruction) -> None:
         assert sized.weight is not None
         if norm is not None:
             gpu.launch(
-                gpu.function("quantize", "rms_norm_to_fp8", TYPE=TYPE[dtype]),
+                gpu.function("quantize", "rms_norm_to_fp8", TYPE=TYPE[dtype], TURNS=_turns(inputs)),
                 (rows,),
                 _block(inputs),
                 x,
@@ -218,7 +220,7 @@ def _linear(gpu: GPU, i: Instruction) -> None:
             )
         else:
             gpu.launch(
-                gpu.function("quantize", "rows_to_fp8", TYPE=TYPE[dtype]),
+                gpu.function("quantize", "rows_to_fp8", TYPE=TYPE[dtype], TURNS=_turns(inputs)),
                 (rows,),
                 _block(inputs),
                 x,
@@ -238,7 +240,7 @@ def _linear(gpu: GPU, i: Instruction) -> None:
         )
         if unscaled:
             gpu.launch(
-                gpu.function("quantize", "apply_scales", TYPE=TYPE[dtype]),
+                gpu.function("quantize", "apply_scales", TYPE=TYPE[dtype], TURNS=1),
                 (ceil(y.shape[1] / 1024), rows),
                 128,
                 target,
@@ -264,11 +266,56 @@ def _linear(gpu: GPU, i: Instruction) -> None:
         _gate(gpu, target, y, dtype, linear.gate)
 
 
+def _in_one_row(
+    gpu: GPU, i: Instruction, sized: Sized, norm: Any, bias: Any, residual: Any
+) -> bool:
+    """Enqueue `one_row.cu` where it takes the product; says whether it did."""
+    linear, stored, dtype = sized.op, sized.weight, sized.types[0].dtype
+    assert isinstance(linear, FusedLinear)
+    if stored is not None and stored.kind != "f8":
+        return False
+    x, weight = i.inputs[:2]
+    outputs, inputs = weight.shape
+    pieces = ceil(inputs / (8 if stored is None else 16) / 256)
+    made = outputs // 2 if linear.gate is not None else outputs
+    # More than 8, or 4 of e4m3, do not fit into registers; of e4m3 few give too little between sums.
+    if not (1 <= pieces <= 8 if stored is None else 3 <= pieces <= 4):
+        return False
+    blocks = min(2 * gpu.processors, made)
+    lines = ceil(made / blocks) * (outputs // made)
+    gpu.launch(
+        gpu.function(
+            "one_row",
+            "one_row",
+            TYPE=TYPE[dtype],
+            FORMAT=0 if stored is None else FORMATS[stored.kind],
+            PIECES=pieces,
+            NORM=int(norm is not None),
+        ),
+        (blocks,),
+        256,
+        x,
+        weight if stored is None else stored.values,
+        None if stored is None else stored.scales,
+        norm,
+        np.float32(linear.norm_eps or 0.0),
+        bias,
+        residual,
+        i.outputs[0],
+        np.int32(outputs),
+        np.int32(inputs),
+        np.int32(-1 if linear.gate is None else NUMBER[linear.gate]),
+        np.int32(linear.dtype is DType.F32 and dtype is not DType.F32),
+        shared=lines * 8 * 4,
+    )
+    return True
+
+
 def dequantize(gpu: GPU, stored: StoredWeight, out: Any) -> None:
     """i8 or i4 to the dense matrix `out`."""
     rows, columns = stored.shape
     gpu.launch(
-        gpu.function("quantize", "dequantize", TYPE=TYPE[stored.dtype]),
+        gpu.function("quantize", "dequantize", TYPE=TYPE[stored.dtype], TURNS=1),
         (min(ceil(rows * columns / 512), 32 * gpu.processors),),
         256,
         stored.values,
@@ -285,7 +332,7 @@ def to_fp8(gpu: GPU, weight: Any, dtype: DType, values: Any, scales: Any) -> Non
     """A dense matrix to e4m3 (as u8) with an f32 scale for each row."""
     rows, columns = weight.shape
     gpu.launch(
-        gpu.function("quantize", "rows_to_fp8", TYPE=TYPE[dtype]),
+        gpu.function("quantize", "rows_to_fp8", TYPE=TYPE[dtype], TURNS=_turns(columns)),
         (rows,),
         _block(columns),
         weight,
@@ -592,6 +639,11 @@ def _attend_with_cudnn(
 def _block(size: int) -> int:
     """Threads for a row of so many elements."""
     return max(32, min(1024, ceil(size / 8 / 32) * 32))
+
+
+def _turns(size: int) -> int:
+    """How often a block of `_block(size)` threads reads 8 elements to have a row."""
+    return ceil(size / 8 / 1024)
 
 
 def _grid(gpu: GPU, elements: int) -> tuple[int]:

@@ -25,7 +25,7 @@ CAPTURED_TOKENS = 1024  # of a mixed step; larger ones hide the host's work behi
 SLOTS = 4096
 MAX_ROWS = 1 << 16  # of logits in a step
 IN_FLIGHT = 2
-MAX_SEQUENCES, MAX_TOKENS = 512, 8192  # of a step
+MAX_SEQUENCES, MAX_TOKENS = 1024, 8192  # of a step
 
 
 @dataclass
@@ -75,7 +75,7 @@ class CUDASession:
         self.max_sequences, self.max_tokens_per_step = MAX_SEQUENCES, MAX_TOKENS
         self._fraction = float(options.get("memory_fraction") or 1.0)
         self._inputs = [op for n in self._program.inputs if isinstance(op := n.op, Input)]
-        self._buckets = Buckets(1024, 1 << 20)
+        self._buckets = Buckets(MAX_SEQUENCES, 1 << 20)
         self._bound: dict[Bucket, _Bound] = {}
         self._table = 4096
         self._cache: dict[str, Any] = {}

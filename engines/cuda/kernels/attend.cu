@@ -397,17 +397,34 @@ extern "C" __global__ void __launch_bounds__(128) attend_singles(
   if (!is_last) return;
   if (threadIdx.x == 0) *counter = 0;
   __threadfence();
+  // What each share weighs, a thread for each; then their sums, several under way.
+  float* parts = sums;  // [rows, shares], and their sum behind them [rows]
+  float* totals = sums + 16 * gridDim.z;
+  for (int i = threadIdx.x; i < rows * shares; i += 128) {
+    int row = i / shares, p = i - row * shares;
+    const float* about = partial_sums + ((i64)t * heads + first_head + row) * splits * 2;
+    parts[i] = about[2 * p];
+    totals[16 + i] = about[2 * p + 1];
+  }
+  __syncthreads();
+  for (int row = threadIdx.x; row < rows; row += 128) {
+    float most = -INFINITY, sum = 0.f;
+    for (int p = 0; p < shares; p++) most = fmaxf(most, parts[row * shares + p]);
+    for (int p = 0; p < shares; p++) {
+      float part = exp2f(parts[row * shares + p] - most);
+      parts[row * shares + p] = part;
+      sum += totals[16 + row * shares + p] * part;
+    }
+    totals[row] = 1.f / sum;
+  }
+  __syncthreads();
   for (int i = threadIdx.x; i < rows * SIZE; i += 128) {
     int row = i / SIZE, d = i - row * SIZE;
     i64 head = (i64)t * heads + first_head + row;
-    const float* about = partial_sums + head * splits * 2;
-    float most = -INFINITY, sum = 0.f, y = 0.f;
-    for (int p = 0; p < shares; p++) most = fmaxf(most, about[2 * p]);
-    for (int p = 0; p < shares; p++) {
-      float part = exp2f(about[2 * p] - most);
-      sum += about[2 * p + 1] * part;
-      y += partial[(head * splits + p) * SIZE + d] * part;
-    }
-    z[head * SIZE + d] = narrow<T>(y / sum);
+    float y = 0.f;
+#pragma unroll 8
+    for (int p = 0; p < shares; p++)
+      y += partial[(head * splits + p) * SIZE + d] * parts[row * shares + p];
+    z[head * SIZE + d] = narrow<T>(y * totals[row]);
   }
 }

@@ -1,8 +1,7 @@
 // Weights and activations in fewer bits.
 
-// A row is held by its block, 8 elements a thread and turn, up to 4 turns of 1024 threads: rows are a
-// multiple of 8 and no longer than 32768.
-const int TURNS = 4;
+//   -DTURNS=n   a row is held by its block of up to 1024 threads, 8 elements a thread and turn: rows are
+//               a multiple of 8, and no longer than 32768 elements in 4 turns
 
 // e4m3 of the row that the threads hold, and its scale: value = e4m3 x scale, scale = max / 448.
 __device__ __forceinline__ void store_fp8(

@@ -110,7 +110,16 @@ def test_rotary(gpu: GPU, dtype: DType, size: int, interleaved: bool) -> None:
 
 
 # rows, outputs, inputs
-PRODUCTS = [(1, 64, 64), (1, 48, 40), (2, 80, 64), (3, 256, 4096), (4, 6, 8), (17, 64, 40)]
+PRODUCTS = [
+    (1, 64, 64),
+    (1, 700, 4096),
+    (1, 600, 14336),
+    (1, 48, 40),
+    (2, 80, 64),
+    (3, 256, 4096),
+    (4, 6, 8),
+    (17, 64, 40),
+]
 
 
 @pytest.mark.parametrize("sizes", PRODUCTS, ids=str)
@@ -154,12 +163,13 @@ def test_products_of_integers(gpu: GPU, kind: DType, rows: int, groups: int) -> 
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4, 9, 33])
-def test_products_in_fp8(gpu: GPU, rows: int) -> None:
-    """Against the product of what e4m3 holds; beyond 4 rows x is rounded to it as well."""
+@pytest.mark.parametrize("inputs", [256, 4096, 14336])
+def test_products_in_fp8(gpu: GPU, rows: int, inputs: int) -> None:
+    """Against the exact product: weights are rounded to e4m3, and x of more than 2 rows."""
     for dtype in (DType.F16, DType.BF16):
-        weight, x = draw(2, 96, 256, dtype=dtype), draw(1, rows, 256, dtype=dtype)
+        weight, x = draw(2, 96, inputs, dtype=dtype), draw(1, rows, inputs, dtype=dtype)
         stored = gpu.fp8(gpu.upload(weight), dtype)
-        norm, residual = draw(3, 256, dtype=dtype), draw(4, rows, 96, dtype=dtype)
+        norm, residual = draw(3, inputs, dtype=dtype), draw(4, rows, 96, dtype=dtype)
         for op, rest in (
             (FusedLinear(), []),
             (FusedLinear(norm_eps=1e-5), [norm]),
