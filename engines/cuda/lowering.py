@@ -278,7 +278,7 @@ def _in_one_row(
     outputs, inputs = weight.shape
     pieces = ceil(inputs / (8 if stored is None else 16) / 256)
     made = outputs // 2 if linear.gate is not None else outputs
-    # More than 8, or 4 of e4m3, do not fit into registers; of e4m3 few give too little between sums.
+    # More than 8, or 4 of e4m3, do not fit into registers; few of e4m3 are too little between sums.
     if not (1 <= pieces <= 8 if stored is None else 3 <= pieces <= 4):
         return False
     blocks = min(2 * gpu.processors, made)
