@@ -142,7 +142,14 @@ class PortableAttention:
         queries = opset.transpose(queries, _i64(0, 2, 3, 1, 4))
         queries = opset.reshape(queries, _i64(0, kv_heads, -1, key_size), True)
         queries = opset.multiply(queries, _f32(attention.scale))
-        scores = opset.matmul(queries, self._all(k, caches[0], kv_heads, key_size), False, True)
+        # Cached and new keys apart, whose scores are joined: joining keys would copy them again.
+        scores = opset.concat(
+            [
+                opset.matmul(queries, self._cached(caches[0], kv_heads, key_size), False, True),
+                opset.matmul(queries, self._new(k, kv_heads, key_size), False, True),
+            ],
+            -1,
+        )
         if attention.soft_cap is not None:
             cap = _f32(attention.soft_cap)
             scores = opset.multiply(opset.tanh(opset.divide(scores, cap)), cap)
@@ -161,21 +168,42 @@ class PortableAttention:
             every = opset.concat([scores, opset.broadcast(lost, shape)], -1)
             weights = opset.slice(opset.softmax(every, -1), _i64(0), _i64(-1), _i64(1), _i64(4))
         weights = opset.reshape(weights, merged, False)
-        made = opset.matmul(weights, self._all(v, caches[1], kv_heads, value_size), False, False)
+        cached, new = self._split(weights)
+        made = opset.add(
+            opset.matmul(cached, self._cached(caches[1], kv_heads, value_size), False, False),
+            opset.matmul(new, self._new(v, kv_heads, value_size), False, False),
+        )
         made = opset.reshape(made, self._apart(kv_heads, group, value_size), False)
         made = opset.transpose(made, _i64(0, 3, 1, 2, 4))
         made = opset.reshape(made, _i64(-1, heads * value_size), False)
         made = opset.gather(made, self._input("token_rows"), _i64s(0))
         return opset.reshape(made, _i64(0, heads, value_size), True)
 
-    def _all(self, new: Any, cache: Any, kv_heads: int, size: int) -> Any:
-        """Cached and new rows of each sequence: [sequences, key heads, keys, size]."""
-        rows = opset.reshape(cache, _i64(-1, kv_heads * size), False)
-        cached = opset.convert(opset.gather(rows, self._input("cached_rows"), _i64s(0)), "f32")
-        added = opset.gather(new, self._input("query_rows"), _i64s(0))
-        every = opset.concat([cached, added], 1)
-        every = opset.reshape(every, _i64(0, 0, kv_heads, size), True)
-        return opset.transpose(every, _i64(0, 2, 1, 3))
+    def _cached(self, cache: Any, kv_heads: int, size: int) -> Any:
+        """Cached rows of each sequence: [sequences, key heads, cached, size], gathered as such."""
+        name = f"rows {kv_heads}"
+        if name not in self._shared:
+            heads = op.Constant(np.arange(kv_heads, dtype=np.int32).reshape(1, -1, 1))
+            rows = opset.unsqueeze(self._input("cached_rows"), _i64(1))
+            count = op.Constant(Type.i32, Shape([]), [kv_heads])
+            self._shared[name] = opset.add(opset.multiply(rows, count), heads)
+        rows = opset.reshape(cache, _i64(-1, size), False)
+        return opset.convert(opset.gather(rows, self._shared[name], _i64s(0)), "f32")
+
+    def _new(self, new: Any, kv_heads: int, size: int) -> Any:
+        """The step's rows of each sequence: [sequences, key heads, longest, size]."""
+        rows = opset.gather(new, self._input("query_rows"), _i64s(0))
+        rows = opset.reshape(rows, _i64(0, 0, kv_heads, size), True)
+        return opset.transpose(rows, _i64(0, 2, 1, 3))
+
+    def _split(self, weights: Any) -> tuple[Any, Any]:
+        """Along the keys: those of cached ones, and of new ones."""
+        cached, end = self._size("cached_rows", 1), self._size("key_positions", 1)
+        axis, step = _i64(3), _i64(1)
+        return (
+            opset.slice(weights, _i64(0), cached, step, axis),
+            opset.slice(weights, cached, end, step, axis),
+        )
 
     def _mask(self, window: int | None) -> Any:
         """Whether a query sees a key: [sequences, 1, 1, longest, keys]."""
