@@ -41,3 +41,7 @@ class PhimoeForCausalLM(LlamaForCausalLM):
         super().__init__(cfg)
         bias = cast(PhimoeConfig, cfg).lm_head_bias
         self.lm_head = VocabHead(cfg.hidden_size, cfg.vocab_size, bias=bias)
+
+
+class PhiMoEForCausalLM(PhimoeForCausalLM):
+    """As published checkpoints spell it."""

@@ -72,6 +72,7 @@ ARCHITECTURES: dict[str, str] = {
     "PersimmonForCausalLM": "paddock.models.persimmon",
     "Phi3ForCausalLM": "paddock.models.phi3",
     "PhiForCausalLM": "paddock.models.phi",
+    "PhiMoEForCausalLM": "paddock.models.phimoe",
     "PhimoeForCausalLM": "paddock.models.phimoe",
     "Qwen2ForCausalLM": "paddock.models.qwen2",
     "Qwen2MoeForCausalLM": "paddock.models.qwen2_moe",
