@@ -5,6 +5,7 @@ requests. Decoding reads every weight for every step, so memory bandwidth bounds
 measured here too, before and after, and the fraction that decoding reached is reported.
 --multirun sweeps in Hydra's grammar, each run in a process of its own:
   paddock bench demo --multirun quant=none,int8 engine.threads=1,2
+`paddock bench serve NAME` measures the same over HTTP, at growing request rates.
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ def run(options: argparse.Namespace) -> int:
     choice = recipe_choice(options)
     workloads = _workloads(options)
     if options.plot is not None:
-        _check_plot(Path(options.plot))
+        from paddock.commands.bench_plot import check_plot
+
+        check_plot(Path(options.plot))
     if options.multirun:
         return _sweep(choice, options)
     report = _measure(choice, workloads, options)
@@ -313,20 +316,6 @@ def _run_apart(
 
 
 # --- the picture --------------------------------------------------------------------------------
-
-
-def _check_plot(file: Path) -> None:
-    """What would fail after minutes of measuring fails now."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise UsageError(
-            "--plot needs matplotlib, which is not installed: pip install 'paddock[plot]'"
-        ) from None
-    if file.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise UsageError(f"--plot {file}: expected a name that ends in .png, .svg or .pdf")
-    if not file.absolute().parent.is_dir():
-        raise UsageError(f"--plot {file}: there is no folder {file.absolute().parent}")
 
 
 def _plot(reports: list[dict[str, Any]], file: Path) -> None:
