@@ -22,6 +22,7 @@ from paddock.weights.rules import (
     Tie,
     Transpose,
     UnitRows,
+    Where,
 )
 from paddock.weights.safetensors_file import SafetensorsFile, TensorInfo
 from paddock.weights.write import write
@@ -53,6 +54,7 @@ __all__ = [
     "Transpose",
     "UnitRows",
     "WeightError",
+    "Where",
     "fetch",
     "prove",
     "write",

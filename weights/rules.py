@@ -77,6 +77,18 @@ class Older:
 
 
 @dataclass(frozen=True)
+class Where:
+    """`rules` hold in checkpoints that have these words anywhere, `otherwise` in all others.
+
+    For a family whose tensors were called otherwise once.
+    """
+
+    words: str
+    rules: tuple["Rule", ...]
+    otherwise: tuple["Rule", ...] = ()
+
+
+@dataclass(frozen=True)
 class Body:
     """Slots' names begin with `prefix`, which checkpoints of the body alone leave out.
 
@@ -157,6 +169,7 @@ Rule = (
     Layout
     | Rename
     | Older
+    | Where
     | Body
     | Transpose
     | Mxfp4
@@ -179,6 +192,9 @@ def for_checkpoint(rules: Sequence[Rule], tensors: Collection[str]) -> tuple[Rul
         if isinstance(rule, Older):
             if any(has_words(tensor, rule.tensor) for tensor in tensors):
                 decided.append(Rename(rule.slot, rule.tensor))
+        elif isinstance(rule, Where):
+            found = any(has_words(tensor, rule.words) for tensor in tensors)
+            decided += for_checkpoint(rule.rules if found else rule.otherwise, tensors)
         elif not isinstance(rule, Body) or not any(
             tensor.startswith(f"{rule.prefix}.") for tensor in tensors
         ):

@@ -430,6 +430,10 @@ def _weighted_sum(state: Lowering, node: Node, inputs: list[Any]) -> Any:
     return opset.reduce_sum(opset.multiply(inputs[0], weights), _i64(1), False)
 
 
+def _sequence_mean(state: Lowering, node: Node, inputs: list[Any]) -> Any:
+    return sequences.mean(inputs[0], state.padding(node.inputs[1], inputs[1], inputs[0]))
+
+
 def _binary(make: Callable[..., Any]) -> Callable[[Lowering, Node, list[Any]], Any]:
     return lambda state, node, inputs: make(inputs[0], inputs[1])
 
@@ -464,6 +468,7 @@ TABLE: dict[type[Op], Callable[[Lowering, Node, list[Any]], Any]] = {
     F.Scale: _scale,
     F.SelectiveScan: _selective_scan,
     F.SinkAttention: _attention,
+    F.SequenceMean: _sequence_mean,
     F.Split: _split,
     F.StateSlots: _state,
     F.Weight: _weight,

@@ -27,6 +27,8 @@ class Padding:
     mask: Any  # f32 [sequences, 1, 1, longest]: 0 where there is a token, else UNSEEN
     back: Any  # i32 [tokens]: the place of each token in [sequences * longest]
     distances: Any  # i32 [longest, longest]: j - i
+    lengths: Any  # i32 [sequences]
+    longest: Any  # i32 []
 
     @staticmethod
     def of(starts: Any, tokens: Any) -> Padding:
@@ -52,7 +54,7 @@ class Padding:
         distances = opset.subtract(
             opset.unsqueeze(places, _i32(0)), opset.unsqueeze(places, _i32(1))
         )
-        return Padding(index, opset.unsqueeze(mask, _i32(1, 2)), back, distances)
+        return Padding(index, opset.unsqueeze(mask, _i32(1, 2)), back, distances, lengths, longest)
 
 
 def attention(attend: BidirectionalAttention, inputs: list[Any], padding: Padding) -> Any:
@@ -73,6 +75,16 @@ def attention(attend: BidirectionalAttention, inputs: list[Any], padding: Paddin
     size = y.get_output_partial_shape(0)[3].get_length()
     flat = opset.reshape(y, _i64(-1, heads, size), False)
     return opset.gather(flat, padding.back, _scalar(0))
+
+
+def mean(x: Any, padding: Padding) -> Any:
+    """x [tokens, size] -> the same, each row the mean of its sequence's."""
+    padded = opset.gather(x, padding.index, _scalar(0))
+    there = opset.convert(opset.equal(padding.mask, _f32(0.0)), "f32")
+    sums = opset.matmul(opset.squeeze(there, _i32(1)), padded, False, False)
+    lengths = opset.unsqueeze(opset.convert(padding.lengths, "f32"), _i32(1))
+    means = opset.divide(opset.squeeze(sums, _i32(1)), lengths)
+    return opset.gather(means, opset.divide(padding.back, padding.longest), _scalar(0))
 
 
 def _padded(x: Any, padding: Padding) -> Any:

@@ -49,6 +49,7 @@ from paddock.graph.ops.recurrent import (
     selective_scan,
 )
 from paddock.graph.ops.rotary import Rotary, RotaryAngles, rotary, rotary_angles
+from paddock.graph.ops.sequence_mean import SequenceMean, sequence_mean
 from paddock.graph.ops.shaping import (
     Concat,
     Gather,
@@ -111,6 +112,7 @@ __all__ = [
     "Scale",
     "SelectiveScan",
     "Send",
+    "SequenceMean",
     "SinkAttention",
     "Source",
     "Split",
@@ -149,6 +151,7 @@ __all__ = [
     "scale_shape",
     "selective_scan",
     "send",
+    "sequence_mean",
     "silu",
     "split",
     "split_parts",

@@ -32,7 +32,85 @@ def _bert(random: np.random.Generator) -> Config:
     }
 
 
-DRAW: dict[str, Callable[[np.random.Generator], Config]] = {"Bert": _bert}
+def _roberta(random: np.random.Generator) -> Config:
+    return _bert(random) | {"model_type": "roberta", "pad_token_id": int(random.integers(0, 3))}
+
+
+def _distilbert(random: np.random.Generator) -> Config:
+    drawn = _bert(random)
+    return {
+        "model_type": "distilbert",
+        "vocab_size": drawn["vocab_size"],
+        "dim": drawn["hidden_size"],
+        "n_heads": drawn["num_attention_heads"],
+        "n_layers": drawn["num_hidden_layers"],
+        "hidden_dim": drawn["intermediate_size"],
+        "activation": str(random.choice(["gelu", "relu"])),
+        "max_position_embeddings": drawn["max_position_embeddings"],
+        "sinusoidal_pos_embds": bool(random.integers(0, 2)),
+        "pad_token_id": 0,
+    }
+
+
+def _mpnet(random: np.random.Generator) -> Config:
+    # transformers gives each row of biases to one bucket, and has no other reach than 128.
+    drawn = _bert(random) | {"model_type": "mpnet", "pad_token_id": 1}
+    del drawn["type_vocab_size"]
+    return drawn | {"relative_attention_num_buckets": int(random.choice([8, 16, 32]))}
+
+
+def _electra(random: np.random.Generator) -> Config:
+    drawn = _bert(random) | {"model_type": "electra"}
+    narrow = int(random.choice([drawn["hidden_size"], 12, 20]))
+    return drawn | {"embedding_size": narrow}
+
+
+def _modernbert(random: np.random.Generator) -> Config:
+    drawn = _bert(random)
+    keys = ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size")
+    return {key: drawn[key] for key in keys} | {
+        "model_type": "modernbert",
+        "num_hidden_layers": int(random.integers(2, 6)),
+        "hidden_activation": str(random.choice(["gelu", "silu"])),
+        "max_position_embeddings": 64,
+        "norm_eps": 0.05,
+        "norm_bias": bool(random.integers(0, 2)),
+        "attention_bias": bool(random.integers(0, 2)),
+        "mlp_bias": bool(random.integers(0, 2)),
+        "local_attention": int(random.integers(2, 16)),
+        "global_attn_every_n_layers": int(random.integers(2, 4)),
+        "global_rope_theta": 500.0,
+        "local_rope_theta": 50.0,
+        "classifier_pooling": str(random.choice(["cls", "mean"])),
+        "classifier_bias": bool(random.integers(0, 2)),
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "cls_token_id": 1,
+        "sep_token_id": 2,
+    }
+
+
+def _nomic(random: np.random.Generator) -> Config:
+    drawn = _bert(random) | {"model_type": "nomic_bert", "hidden_act": "silu"}
+    return drawn | {"rope_parameters": {"rope_type": "default", "rope_theta": 300.0}}
+
+
+def _as(model_type: str) -> Callable[[np.random.Generator], Config]:
+    return lambda random: _roberta(random) | {"model_type": model_type}
+
+
+DRAW: dict[str, Callable[[np.random.Generator], Config]] = {
+    "Bert": _bert,
+    "Roberta": _roberta,
+    "XLMRoberta": _as("xlm-roberta"),
+    "Camembert": _as("camembert"),
+    "DistilBert": _distilbert,
+    "MPNet": _mpnet,
+    "Electra": _electra,
+    "ModernBert": _modernbert,
+    "NomicBert": _nomic,
+}
 KINDS = ("Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification")
 NAMES = tuple(f"{f}{k}/{s}" for f in DRAW for k in KINDS for s in SEEDS)
 
