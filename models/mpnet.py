@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from paddock.graph import DType, Module, Tensor
 from paddock.graph import ops as F
@@ -19,12 +19,12 @@ from paddock.layers import (
     Step,
     read_rows,
 )
-from paddock.models.config import Reads, Size, Task
+from paddock.models.config import Reads, Task
 from paddock.models.roberta import ClassificationHead, RobertaConfig
 
 
 class MPNetConfig(RobertaConfig):
-    relative_attention_num_buckets: Size = 32
+    relative_attention_num_buckets: Literal[32] = 32  # transformers looks up 32, whatever it says
 
 
 class MPNetEmbeddings(Module):

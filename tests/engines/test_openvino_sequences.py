@@ -71,3 +71,13 @@ def test_layers_share_one_padding() -> None:
     one, four = (layer_types(compiled(attended([3, 5], layers=n))[0]) for n in (1, 4))
     for kind in ("Range", "Reduce", "ShapeOf"):
         assert one.count(kind) == four.count(kind)
+
+
+@pytest.mark.parametrize("lengths", [[1], [5, 64, 3, 64], [1, 1, 1], [30, 1]])
+def test_means_are_those_of_the_definition(lengths: list[int]) -> None:
+    def build(case: Case) -> Tensor:
+        case.fed["starts"] = np.cumsum([0, *lengths]).astype(np.int32)
+        starts = F.input_tensor("starts", DType.I32, STARTS)
+        return F.sequence_mean(case.tokens("x", values(sum(lengths), 24)), starts)
+
+    assert error(build) < 5e-6

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paddock.graph import Array, DType
-from paddock.graph.ops import BidirectionalAttention
+from paddock.graph.ops import BidirectionalAttention, SequenceMean
 from tests.graph.test_attention_values import shapes
 
 
@@ -88,3 +88,15 @@ def test_buckets_are_those_of_t5_and_mpnet(buckets: int, reach: int) -> None:
     mpnet = MPNetEncoder.relative_position_bucket(asked, buckets, reach)
     np.testing.assert_array_equal(found, t5.numpy())
     np.testing.assert_array_equal(found, mpnet.numpy())
+
+
+@pytest.mark.parametrize("dtype", [DType.F64, DType.F32, DType.BF16])
+def test_every_token_gets_the_mean_of_its_sequence(dtype: DType) -> None:
+    x = np.random.default_rng(0).standard_normal((9, 5)).astype(dtype.numpy)
+    out = SequenceMean().compute(x, np.array([0, 4, 5, 9], np.int32))
+    assert out.dtype == dtype.numpy
+    wide = x.astype(np.float64)
+    for first, last in ((0, 4), (4, 5), (5, 9)):
+        wanted = np.repeat(wide[first:last].mean(0)[None], last - first, 0)
+        found = out[first:last].astype(np.float64)
+        np.testing.assert_allclose(found, wanted, rtol=1e-2 if dtype is DType.BF16 else 1e-5)

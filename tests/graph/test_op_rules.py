@@ -56,6 +56,7 @@ ACCEPTED: list[tuple[Op, tuple[str, ...], str]] = [
     (F.Fill(1.0, BF16, (8,)), (), "bf16[8]"),
     (F.Fill(2, DType.I64), (), "i64[]"),
     (F.BidirectionalAttention(0.25), WHOLE, "f32[tokens, 4, 16]"),
+    (F.SequenceMean(), ("bf16[tokens, 8]", "i32[sequences + 1]"), "bf16[tokens, 8]"),
     (F.BidirectionalAttention(1, 0, 8), (*WHOLE, "bf16[8, 4]"), "f32[tokens, 4, 16]"),
     (F.Cast(BF16), ("f32[tokens, 8]",), "bf16[tokens, 8]"),
     (F.Activation("gelu"), ("f32[tokens, 8]",), "f32[tokens, 8]"),
@@ -264,6 +265,8 @@ REFUSED: list[tuple[Op, tuple[str, ...], str]] = [
     (F.SinkAttention(0.25), qkv(), "expected ten operands, the last of them sinks: 9"),
     (F.SinkAttention(0.25), (*qkv(), "f32[2]"), "expected sinks [4] in floats"),
     (F.BidirectionalAttention(1.0), QKV, "does not take 3 operands"),
+    (F.SequenceMean(), ("f32[tokens]", "i32[sequences + 1]"), "expected floats [tokens, size]"),
+    (F.SequenceMean(), ("f32[tokens, 8]", "f32[sequences]"), "expected integers along one axis"),
     (
         F.BidirectionalAttention(1.0),
         ("f32[tokens, 64]", *WHOLE[1:]),

@@ -53,10 +53,9 @@ def _distilbert(random: np.random.Generator) -> Config:
 
 
 def _mpnet(random: np.random.Generator) -> Config:
-    # transformers gives each row of biases to one bucket, and has no other reach than 128.
     drawn = _bert(random) | {"model_type": "mpnet", "pad_token_id": 1}
     del drawn["type_vocab_size"]
-    return drawn | {"relative_attention_num_buckets": int(random.choice([8, 16, 32]))}
+    return drawn
 
 
 def _electra(random: np.random.Generator) -> Config:
@@ -112,7 +111,10 @@ DRAW: dict[str, Callable[[np.random.Generator], Config]] = {
     "NomicBert": _nomic,
 }
 KINDS = ("Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification")
-NAMES = tuple(f"{f}{k}/{s}" for f in DRAW for k in KINDS for s in SEEDS)
+# A masked language model is its encoder with the head left unread: once is enough.
+NAMES = tuple(
+    f"{f}{k}/{s}" for f in DRAW for k in KINDS for s in (SEEDS if k != "ForMaskedLM" else SEEDS[:1])
+)
 
 
 @dataclass(frozen=True)
