@@ -95,4 +95,4 @@ def opened(
     model = registry.read(config).build()
     graph = trace(model, dtype=DType.BF16, max_context=max_context)
     engine = cuda.build(graph, {})
-    return engine.open(RandomWeights(engine.graph, gpu), options, gpu), engine.graph
+    return engine.open(RandomWeights(engine.graph, gpu), options, device=gpu), engine.graph

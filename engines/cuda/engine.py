@@ -83,7 +83,7 @@ class CUDAEngine:
         (folder / "graph.json").write_text(to_json(self.graph), "utf-8")
 
     def open(
-        self, weights: WeightSource, options: Mapping[str, Any], device: Device | None = None
+        self, weights: WeightSource, options: Mapping[str, Any], *, device: Device | None = None
     ) -> CUDASession:
         """Bring the weights to the GPU. `options`: `block_size`, `precision`, `tuned`.
 

@@ -242,6 +242,18 @@ class GPU:
             self._functions[key] = kernel.kernel.ptr
         return self._functions[key]
 
+    def compiled(self, source: str, name: str) -> int:
+        """The same of CUDA C++ of a plugin's own, for its op's `lowerings["cuda"]` to launch.
+
+        A lowering is called as `lowering(gpu, instruction)`; see `paddock.engines.cuda.lowering`.
+        """
+        key = (source, name)
+        if key not in self._functions:
+            module = self.cupy.RawModule(code=source, options=("-std=c++17",), backend="nvrtc")
+            self._modules[key] = module  # which owns the function
+            self._functions[key] = module.get_function(name).kernel.ptr
+        return self._functions[key]
+
     def launch(
         self, function: int, grid: Sequence[int], block: int, *arguments: Any, shared: int = 0
     ) -> None:

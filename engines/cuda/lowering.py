@@ -29,7 +29,7 @@ Room = tuple[tuple[int, ...], np.dtype[Any]]  # shape and type of a piece of scr
 # Rows up to which cuBLASLt multiplies e4m3 without its scales: with a scale for each row it has one
 # algorithm, made for large products, and takes up to twice as long.
 UNSCALED_ROWS = 384
-FEW_ROWS = {"dense": 1, "f8": 2, "i8": 4, "i4": 4}
+FEW_ROWS = {"dense": 1, "f8": 1, "i8": 4, "i4": 4}
 PROCESSORS = 132  # of a Hopper GPU; other numbers change how finely attention is cut, no more
 MAX_SPLITS = 32
 WITH_CUDNN = 2  # tokens of a step from which on cuDNN's attention is the faster one

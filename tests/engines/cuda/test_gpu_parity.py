@@ -36,7 +36,7 @@ def test_logits_are_those_of_transformers(gpu: GPU, name: str, dtype: DType) -> 
     model = registry.read(one.config).build()
     graph = trace(model, dtype=dtype, max_context=one.max_context)
     session: Session = cuda.build(graph, {}).open(
-        BoundArrays(model, one.checkpoint(), dtype=dtype), {"block_size": 16}, gpu
+        BoundArrays(model, one.checkpoint(), dtype=dtype), {"block_size": 16}, device=gpu
     )
     lengths = [len(ids) for ids in one.sequences]
     plans = {

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -42,7 +43,9 @@ def opened(name: str, device: HostDevice | None = None, **options: Any) -> CUDAS
     model = registry.read(one.config).build()
     graph = trace(model, max_context=one.max_context)
     return cuda.build(graph, {}).open(
-        BoundArrays(model, one.checkpoint()), {"block_size": 4, **options}, device or HostDevice()
+        BoundArrays(model, one.checkpoint()),
+        {"block_size": 4, **options},
+        device=device or HostDevice(),
     )
 
 
@@ -149,7 +152,7 @@ def test_quantized_weights(quant: F.Dequantize) -> None:
     quantize(model, QuantFormat(DType.I8))
     graph = cuda.build(trace(model, dtype=quant.dtype, max_context=one.max_context), {}).graph
     session = cuda.CUDAEngine(graph).open(
-        BoundArrays(model, one.checkpoint()), {"block_size": 4}, HostDevice()
+        BoundArrays(model, one.checkpoint()), {"block_size": 4}, device=HostDevice()
     )
     lengths = [len(ids) for ids in one.sequences]
     found = play(session, one.sequences, together(lengths), np.random.default_rng(1))
@@ -224,7 +227,7 @@ def test_weights_of_another_model_are_refused() -> None:
     graph = trace(model, max_context=8)
     weights = BoundArrays(registry.read(other.config).build(), other.checkpoint())
     with pytest.raises(BuildError, match=r"embed_tokens\.weight: the engine expects"):
-        cuda.build(graph, {}).open(weights, {}, HostDevice())
+        cuda.build(graph, {}).open(weights, {}, device=HostDevice())
 
 
 def test_an_engine_is_read_back(tmp_path: Any) -> None:
@@ -273,3 +276,25 @@ def test_choosing_on_the_device_is_the_samplers_own() -> None:
                 agreed += sum(int(f) == w for f, w in zip(found, wanted, strict=True))
                 total += 6
     assert agreed == total
+
+
+def test_a_plugin_brings_its_own_lowering() -> None:
+    """What an op gives for this engine is called with the device and the instruction."""
+    from paddock.engines.cuda.device import Instruction
+    from paddock.engines.cuda.lowering import emit
+
+    called: list[tuple[Any, Instruction]] = []
+
+    class Doubled(F.Scale):
+        lowerings: ClassVar[Mapping[str, Callable[..., Any]]] = {
+            "cuda": lambda gpu, instruction: called.append((gpu, instruction))
+        }
+
+    with use_graph(Graph()) as graph:
+        x = F.cast(F.input_tensor("token_ids", DType.I64, TOKENS), DType.F32)
+        graph.outputs = (Doubled(2.0)(x),)
+    node = cuda.build(graph, {}).graph.nodes[-1]
+    assert isinstance(node.op, Doubled)
+    one = Instruction(node.op, tuple(t.type for t in node.inputs), [], [])
+    emit("the device", one)  # type: ignore[arg-type]
+    assert called == [("the device", one)]
