@@ -42,10 +42,11 @@ class Waiting:
 class Counting(CUDASession):
     """How often a step was launched while another was on its way, and how often steps waited."""
 
-    ahead = waited = 0
+    ahead = waited = launched = 0
 
     def choose(self, step: StepInputs, choices: Choices) -> None:
         self.ahead += bool(self._flights)
+        self.launched += 1
         super().choose(step, choices)
 
     def run(self, step: StepInputs) -> Any:
@@ -134,6 +135,16 @@ def test_sequences_that_need_their_logits_make_their_steps_wait(settings: dict[s
     assert tokens(found) == tokens(expected)
     assert session.waited > 0
     assert session.ahead > 0
+
+
+def test_nothing_is_computed_behind_the_last_token() -> None:
+    """That it is the last is known before it is."""
+    session = counting()
+    params = SamplingParams(max_tokens=6, temperature=0, ignore_eos=True)
+    limits = make_limits(max_context=16)
+    (one,) = results(session, limits, [(list(range(3, 13)), params, 0)])
+    assert len(one.sequences[0].token_ids) == 6
+    assert session.launched == 6
 
 
 def test_cancelled_requests_leave_nothing_behind() -> None:
