@@ -268,7 +268,11 @@ class RankGroup:
         except OSError:
             pass
         rank.alive = False
-        self._lose(f"{rank} has died", rank)
+        said = ""
+        if rank.ready is None and not self._closing:
+            time.sleep(WATCH_S)  # what it printed is on its way
+            said = self._process.last_words()
+        self._lose(f"{rank} has died" + (f" ({said})" if said else ""), rank)
 
     def _take(self, rank: _Rank, frame: Frame) -> None:
         if frame.kind is Kind.PULSE:
@@ -346,6 +350,7 @@ class RankGroup:
         here = socket.gethostname()
         for rank in self._in_order():
             if rank.alive and rank.host == here:
+                rank.alive = False
                 with contextlib.suppress(OSError):
                     os.kill(rank.pid, signal.SIGKILL)  # a stopped one hears nothing else
             with contextlib.suppress(OSError):
