@@ -224,6 +224,7 @@ class LabelledConfig(ModelConfig):
 
     id2label: dict[str, str] | None = None
     num_labels: Size | None = None
+    tie_word_embeddings: bool = True  # of the head that guesses masked tokens, which is not read
 
     @model_validator(mode="after")
     def _labels_are_numbered(self) -> Self:
