@@ -84,12 +84,11 @@ def _run_command(name: str, rest: list[str], quiet: bool) -> int:
 
     from paddock.commands.arguments import CommandParser
 
+    module = name
     if name == "bench" and rest[:1] == ["serve"]:
-        name, rest = "bench_serve", rest[1:]
-    command: Any = import_module(f"paddock.commands.{name}")
-    parser = CommandParser(
-        f"paddock {name.partition('_')[0]}", command.USAGE, command.__doc__ or ""
-    )
+        module, rest = "bench_serve", rest[1:]
+    command: Any = import_module(f"paddock.commands.{module}")
+    parser = CommandParser(f"paddock {name}", command.USAGE, command.__doc__ or "")
     command.add_arguments(parser)
     given = parser.parse(rest)
     if given.help:
