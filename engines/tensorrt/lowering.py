@@ -302,8 +302,14 @@ def _cast(state: Lowering, node: Node, inputs: list[Any]) -> Any:
 def _activation(state: Lowering, node: Node, inputs: list[Any]) -> Any:
     op = node.op
     assert isinstance(op, F.Activation)
+    if op.kind not in ACTIVATIONS:
+        raise BuildError(f"{node.where}: the engine tensorrt has no lowering of {op.kind}")
     kind = state.network.enum("ActivationType", ACTIVATIONS[op.kind])
-    y = state.network.add("activation", inputs[0], kind)
+    layer = state.network.layer("activation", inputs[0], kind)
+    if op.kind == "softplus":  # alpha * log(exp(beta * x) + 1)
+        state.network.set(layer, "alpha", 1.0)
+        state.network.set(layer, "beta", 1.0)
+    y = state.network.output(layer)
     # x * sigmoid(x) is what becomes one SiLU, and with the product behind it one gated kernel.
     return state.elementwise("PROD", inputs[0], y) if op.kind == "silu" else y
 
@@ -314,6 +320,7 @@ ACTIVATIONS = {
     "gelu_tanh": "GELU_TANH",
     "relu": "RELU",
     "sigmoid": "SIGMOID",
+    "softplus": "SOFTPLUS",
     "tanh": "TANH",
 }
 
