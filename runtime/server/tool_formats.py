@@ -225,14 +225,16 @@ class MistralCalls:
         return True
 
     def _look_for_marker(self, deltas: list[Delta]) -> bool:
+        """What stands before the marker is content; space around it waits for words."""
         place = self._text.find(self.MARKER)
+        end = place if place >= 0 else len(self._text) - held_back(self._text, self.MARKER)
+        before = self._text[:end].rstrip()
         if place >= 0:
-            before, self._text = self._text[:place], self._text[place + len(self.MARKER) :]
+            self._text = self._text[place + len(self.MARKER) :]
             self._inside = True
         else:
-            cut = len(self._text) - held_back(self._text, self.MARKER)
-            before, self._text = self._text[:cut], self._text[cut:]
-        if before.strip() or (before and place < 0):
+            self._text = self._text[len(before) :]
+        if before:
             deltas.append(Content(before))
         return place >= 0
 

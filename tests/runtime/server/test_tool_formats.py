@@ -71,7 +71,7 @@ WRITTEN: list[tuple[str, str, str, list[tuple[str, str]]]] = [
     ("llama3_json", "<|python", "<|python", []),
     ("mistral", f"[TOOL_CALLS] [{CALL}, {CALL}]", "", ONE * 2),
     ("mistral", f"[TOOL_CALLS]weather[ARGS]{PARIS}[TOOL_CALLS]f{{}}", "", [*ONE, ("f", "{}")]),
-    ("mistral", f"Hm. [TOOL_CALLS]weather{PARIS}", "Hm. ", ONE),
+    ("mistral", f"Hm. [TOOL_CALLS]weather{PARIS}", "Hm.", ONE),
     ("mistral", "[TOOL] is no marker", "[TOOL] is no marker", []),
     ("pythonic", '[weather(city="Paris", days=[1, 2]), f()]', "", [("weather", '{"city": "Paris", "days": [1, 2]}'), ("f", "{}")]),
     ("pythonic", "[1, 2, 3] is a list", "[1, 2, 3] is a list", []),
