@@ -269,6 +269,25 @@ def _linear(state: Lowering, node: Node, inputs: list[Any]) -> Any:
     return state.network.add("matrix_multiply", inputs[0], none, inputs[1], transposed)
 
 
+def _head_linear(state: Lowering, node: Node, inputs: list[Any]) -> Any:
+    op = node.op
+    assert isinstance(op, F.HeadLinear)
+    x, weight = inputs
+    if op.rows != node.inputs[1].type.size(1):
+        layer = state.network.layer("slice", weight, (op.first,), (op.rows,), (1,))
+        state.network.set(layer, "axes", (1,))
+        weight = state.network.output(layer)
+    none, transposed = (state.network.enum("MatrixOperation", n) for n in ("NONE", "TRANSPOSE"))
+    y = state.network.add(
+        "matrix_multiply",
+        state.view(x, after=(1, 0, 2)),
+        none,
+        weight,
+        none if op.turned else transposed,
+    )
+    return state.view(y, after=(1, 0, 2))
+
+
 def _binary(operation: str) -> Callable[[Lowering, Node, list[Any]], Any]:
     def lowering(state: Lowering, node: Node, inputs: list[Any]) -> Any:
         x, y = inputs
@@ -454,6 +473,7 @@ TABLE: dict[type[Op], Callable[[Lowering, Node, list[Any]], Any]] = {
     F.Fill: _fill,
     F.Gather: _gather,
     F.Input: _input,
+    F.HeadLinear: _head_linear,
     F.LayerNorm: _layer_norm,
     F.Linear: _linear,
     F.Mul: _binary("PROD"),

@@ -68,6 +68,12 @@ CASES: dict[str, Build] = {
     "clamp": lambda c: F.Clamp(-0.5, 0.25)(c.weight("x", X)),
     "fill": lambda c: F.add(c.weight("x", X), F.Fill(1.5, c.dtype, (8,))()),
     "linear": lambda c: F.linear(c.weight("x", X), c.weight("w", random_array(6, 8))),
+    "head_linear": lambda c: F.head_linear(
+        c.weight("x", HEADS), c.weight("w", random_array(3, 9, 16)), slice(2, 7)
+    ),
+    "head_linear turned": lambda c: F.head_linear(
+        c.weight("x", HEADS), c.weight("w", random_array(3, 20, 6)), slice(4, 20), turned=True
+    ),
     "rms_norm": lambda c: F.rms_norm(c.weight("x", X), c.weight("g", random_array(8)), 0.1),
     "rms_norm of heads": lambda c: F.rms_norm(
         c.weight("x", HEADS), c.weight("g", random_array(16)), 0.1
