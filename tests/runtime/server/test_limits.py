@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
@@ -241,6 +242,12 @@ def test_a_reader_that_stops_reading_holds_nobody_up(small: Serving) -> None:
         while "took nothing" not in small.log:
             assert time.monotonic() < end, small.log
             time.sleep(0.05)
+        slow.settimeout(10)
+        received = b""
+        with contextlib.suppress(ConnectionResetError):
+            while piece := slow.recv(1 << 16):
+                received += piece
+        assert b"[DONE]" not in received
 
 
 def test_many_connections_at_once(server: Serving) -> None:
