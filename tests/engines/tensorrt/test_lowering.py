@@ -195,7 +195,7 @@ def test_a_release_without_ragged_attention_masks_instead(flavour: Flavour) -> N
 
 
 @dataclass(frozen=True)
-class Unheard(Op):
+class Unlowered(Op):
     """An op that no engine knows but the reference."""
 
     def infer(self, x: TensorType) -> TensorType:
@@ -211,10 +211,10 @@ class Odd(Module):
         self.head = VocabHead(16, 32)
 
     def forward(self, step: Step) -> Tensor:
-        return self.head(Unheard()(self.embed(step.token_ids)), step)
+        return self.head(Unlowered()(self.embed(step.token_ids)), step)
 
 
 def test_an_op_without_a_lowering_is_named_with_its_place(flavour: Flavour) -> None:
     graph = trace(Odd(), max_context=8)
-    with pytest.raises(BuildError, match=r"test_lowering\.py:\d+.*unheard"):
+    with pytest.raises(BuildError, match=r"test_lowering\.py:\d+.*unlowered"):
         prepare(graph, BOUNDS)
