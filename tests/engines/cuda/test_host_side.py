@@ -285,16 +285,16 @@ def test_a_plugin_brings_its_own_lowering() -> None:
 
     called: list[tuple[Any, Instruction]] = []
 
-    class Doubled(F.Scale):
+    class Rescaled(F.Scale):
         lowerings: ClassVar[Mapping[str, Callable[..., Any]]] = {
             "cuda": lambda gpu, instruction: called.append((gpu, instruction))
         }
 
     with use_graph(Graph()) as graph:
         x = F.cast(F.input_tensor("token_ids", DType.I64, TOKENS), DType.F32)
-        graph.outputs = (Doubled(2.0)(x),)
+        graph.outputs = (Rescaled(2.0)(x),)
     node = cuda.build(graph, {}).graph.nodes[-1]
-    assert isinstance(node.op, Doubled)
+    assert isinstance(node.op, Rescaled)
     one = Instruction(node.op, tuple(t.type for t in node.inputs), [], [])
     emit("the device", one)  # type: ignore[arg-type]
     assert called == [("the device", one)]
