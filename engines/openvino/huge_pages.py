@@ -38,7 +38,28 @@ def anonymous_memory() -> list[Range]:
 
 def taken_since(before: Sequence[Range]) -> list[Range]:
     """What of today's `anonymous_memory` was not there before."""
-    return [part for now in anonymous_memory() for part in _without(now, before)]
+    return without(anonymous_memory(), before)
+
+
+def without(ranges: Sequence[Range], others: Sequence[Range]) -> list[Range]:
+    """What of `ranges` is in none of `others`; both ascend and overlap nowhere among themselves.
+
+    One pass over both: a process can have thousands of mappings.
+    """
+    left, at = [], 0
+    for start, end in ranges:
+        while at < len(others) and others[at][1] <= start:
+            at += 1
+        reached = at
+        while reached < len(others) and others[reached][0] < end:
+            first, last = others[reached]
+            if start < first:
+                left.append((start, first))
+            start = max(start, last)
+            reached += 1
+        if start < end:
+            left.append((start, end))
+    return left
 
 
 class HugePages:
@@ -93,15 +114,3 @@ def _allowed() -> bool:
 def _large_pages(ranges: Sequence[Range]) -> Iterator[int]:
     for first, last in ranges:
         yield from range(-(-first // HUGE) * HUGE, last // HUGE * HUGE, HUGE)
-
-
-def _without(whole: Range, others: Sequence[Range]) -> list[Range]:
-    parts = [whole]
-    for first, last in others:
-        parts = [
-            piece
-            for start, end in parts
-            for piece in ((start, min(end, first)), (max(start, last), end))
-            if piece[0] < piece[1]
-        ]
-    return parts

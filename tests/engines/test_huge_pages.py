@@ -8,9 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from paddock.engines.openvino import huge_pages
-from paddock.engines.openvino.huge_pages import HUGE, HugePages, anonymous_memory, taken_since
+from paddock.engines.openvino.huge_pages import (
+    HUGE,
+    HugePages,
+    anonymous_memory,
+    taken_since,
+    without,
+)
 
 SIZE = 4 * HUGE
 
@@ -56,11 +64,28 @@ def test_only_what_was_taken_since_is_meant() -> None:
         ([(0, 30)], []),
         ([(12, 14)], [(10, 12), (14, 20)]),
         ([(0, 12), (18, 30)], [(12, 18)]),
-        ([(20, 30), (0, 10)], [(10, 20)]),
+        ([(0, 10), (20, 30)], [(10, 20)]),
     ],
 )
 def test_ranges_without_others(others: list[tuple[int, int]], left: list[tuple[int, int]]) -> None:
-    assert huge_pages._without((10, 20), others) == left
+    assert without([(10, 20)], others) == left
+
+
+@given(st.lists(st.integers(0, 60), unique=True), st.lists(st.integers(0, 60), unique=True))
+def test_many_ranges_without_many(bounds: list[int], others: list[int]) -> None:
+    ranges, taken = pairs(bounds), pairs(others)
+    left = without(ranges, taken)
+    assert members(left) == members(ranges) - members(taken)
+    assert all(first < last for first, last in left)
+
+
+def pairs(bounds: list[int]) -> list[tuple[int, int]]:
+    ascending = sorted(bounds)
+    return list(zip(ascending[::2], ascending[1::2], strict=False))
+
+
+def members(ranges: list[tuple[int, int]]) -> set[int]:
+    return {n for first, last in ranges for n in range(first, last)}
 
 
 @pytest.mark.skipif("[never]" in policy(), reason="the administrator allows no large pages")
