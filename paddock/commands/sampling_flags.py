@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,16 @@ def _bias(text: str) -> tuple[int, float]:
     return int(token_id), float(bias)
 
 
+def _object(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except RecursionError:
+        raise ValueError(text) from None
+    if not isinstance(found, dict):
+        raise ValueError(text)
+    return found
+
+
 # A literal table, so that `--help` needs no pydantic; a test holds it against the model's fields.
 FIELDS = (
     Field("n", int, "N", "continuations of each prompt"),
@@ -67,6 +78,13 @@ FIELDS = (
     Field("include_stop", _switch, "yes|no", "leave the stop text in"),
     Field("ignore_eos", _switch, "yes|no", "go on after the end of sequence"),
     Field("skip_special_tokens", _switch, "yes|no", "leave special tokens out of the text"),
+    Field(
+        "structured_outputs",
+        _object,
+        "JSON",
+        'what the text must be: {"regex": ...}, {"choice": [...]}, {"json": SCHEMA} or'
+        ' {"grammar": ...}',
+    ),
 )
 
 

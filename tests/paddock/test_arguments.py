@@ -18,6 +18,7 @@ from paddock.commands.sampling_flags import (
     sampling_settings,
 )
 from paddock.runtime.sampling_params import SamplingParams
+from paddock.runtime.structured_outputs import StructuredOutputs
 
 
 def parser() -> CommandParser:
@@ -101,6 +102,7 @@ def test_sampling_flags_make_sampling_params() -> None:
         " --frequency-penalty -0.3 --logit-bias 4=-2.5 --logit-bias 7=1 --bad-words foo --seed -3"
         " --logprobs 2 --prompt-logprobs 0 --stop END --stop . --stop-token-ids 1"
         " --stop-token-ids 2 --include-stop --ignore-eos --no-skip-special-tokens"
+        ' --structured-outputs {"choice":["a","b"]}'
     )
     settings = sampling_settings(parser().parse(line.split()))
     assert SamplingParams(**settings) == SamplingParams(
@@ -125,6 +127,7 @@ def test_sampling_flags_make_sampling_params() -> None:
         include_stop=True,
         ignore_eos=True,
         skip_special_tokens=False,
+        structured_outputs=StructuredOutputs(choice=("a", "b")),
     )
 
 
@@ -138,6 +141,8 @@ def test_what_is_not_given_is_left_to_the_recipe() -> None:
     ("flag", "value", "expected"),
     [
         ("--max-tokens", "many", "--max-tokens: expected N, found 'many'"),
+        ("--structured-outputs", "7", "--structured-outputs: expected JSON, found '7'"),
+        ("--structured-outputs", "{", "--structured-outputs: expected JSON, found '{'"),
         ("--temperature", "warm", "--temperature: expected X, found 'warm'"),
         ("--logit-bias", "5", "--logit-bias: expected ID=X, found '5'"),
     ],
