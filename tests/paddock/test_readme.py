@@ -1,4 +1,7 @@
-"""What the README tells people to type works."""
+"""The README's commands that download get as far as the network; what is shown, it shows.
+
+That all others work, and its Python, is tested with every other page: tests/test_docs.py.
+"""
 
 import re
 import subprocess
@@ -26,15 +29,12 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_command(command: str, environment: dict[str, str], tmp_path: Path) -> None:
-    if NEEDS_A_NETWORK.search(command):
-        # Up to the network all is well: there is nothing wrong with the command line.
-        command = f"{command} </dev/null"
-        expected = 1
-    else:
-        expected = 0
-    script = f'paddock() {{ "{sys.executable}" -m paddock "$@"; }}; set -o pipefail; {command}'
+@pytest.mark.parametrize("command", [c for c in COMMANDS if NEEDS_A_NETWORK.search(c)])
+def test_a_command_that_downloads(
+    command: str, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """Up to the network all is well: there is nothing wrong with the command line."""
+    script = f'paddock() {{ "{sys.executable}" -m paddock "$@"; }}; {command}'
     done = subprocess.run(
         ["bash", "-c", script],
         cwd=tmp_path,
@@ -45,26 +45,9 @@ def test_a_command(command: str, environment: dict[str, str], tmp_path: Path) ->
         timeout=120,
         check=False,
     )
-    assert done.returncode == expected, done.stderr
+    assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
-    if expected:
-        assert "HF_HUB_OFFLINE" in done.stderr
-    elif "chat" not in command:  # which has nobody to talk with
-        assert done.stdout
-
-
-@pytest.mark.parametrize("program", blocks("python"))
-def test_a_program(program: str, environment: dict[str, str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.strip()
+    assert "HF_HUB_OFFLINE" in done.stderr
 
 
 def test_a_recipe_of_ones_own(environment: dict[str, str], tmp_path: Path) -> None:
@@ -81,7 +64,8 @@ def test_a_recipe_of_ones_own(environment: dict[str, str], tmp_path: Path) -> No
     assert '"weights": "int8"' in done.stdout
 
 
-def test_there_are_commands_programs_and_recipes() -> None:
+def test_there_are_commands_and_programs() -> None:
     assert len(COMMANDS) >= 8
+    assert any(NEEDS_A_NETWORK.search(c) for c in COMMANDS)
     assert blocks("python")
     assert all(word in README for word in ("make demo", "make test"))
