@@ -30,6 +30,11 @@ class StepInputs:
     tokens, are `block_table[block_starts[s]:block_starts[s + 1]]`. What layers keep of a whole
     sequence is in slot `sequence_slots[s]`, which is its own from its first token on until it is
     finished or preempted; with no past tokens, what the slot held is another's and not read.
+
+    An encoder-decoder's sequence has a source of `source_lengths[s]` tokens, which is
+    `source_ids[source_starts[s]:source_starts[s + 1]]` where it has no past tokens, and not there
+    again in later steps: what the decoder attends to is kept in the source's own blocks,
+    `source_table[source_table_starts[s]:source_table_starts[s + 1]]`.
     """
 
     token_ids: Array  # i64 [T]
@@ -41,6 +46,12 @@ class StepInputs:
     sequence_slots: Array  # i32 [S], all different, each less than the slots that were allocated
     logit_rows: Array  # i64 [R]: the tokens whose logits are wanted
     token_types: Array | None = None  # i64 [T]: the segment of a pair, for encoders that have them
+    source_ids: Array | None = None  # i64 [E], often none
+    source_positions: Array | None = None  # i64 [E]
+    source_starts: Array | None = None  # i32 [S + 1]
+    source_lengths: Array | None = None  # i32 [S]
+    source_table: Array | None = None  # i32 [C]
+    source_table_starts: Array | None = None  # i32 [S + 1]
 
 
 class Session(Protocol):

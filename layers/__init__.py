@@ -3,6 +3,7 @@
 from paddock.layers.activation import ACTIVATIONS, activate
 from paddock.layers.attention import Attention
 from paddock.layers.bidirectional import BidirectionalAttention, RelativeBiases
+from paddock.layers.cross_attention import CrossAttention
 from paddock.layers.delta_net import GatedDeltaNet
 from paddock.layers.embedding import Embedding, PositionEmbedding
 from paddock.layers.experts import Experts, GroupedLinear, MixtureOfExperts, Router
@@ -16,6 +17,7 @@ from paddock.layers.post_norm import PostNormBlock
 from paddock.layers.quantize import quantize
 from paddock.layers.recurrent import CausalConv, GatedRMSNorm, Mamba2Mixer, MambaMixer
 from paddock.layers.rotary import Rotary, RotaryScaling
+from paddock.layers.stack import Stack
 from paddock.layers.step import Step
 from paddock.layers.trace import trace
 
@@ -26,6 +28,7 @@ __all__ = [
     "BidirectionalAttention",
     "CausalConv",
     "ColumnLinear",
+    "CrossAttention",
     "Embedding",
     "Experts",
     "GatedDeltaNet",
@@ -50,6 +53,7 @@ __all__ = [
     "RotaryScaling",
     "Router",
     "RowLinear",
+    "Stack",
     "Step",
     "VocabHead",
     "activate",

@@ -2,6 +2,7 @@
 
 from paddock.graph import Cache, Module, Parameter, Parts, Shard, Tensor, current_mesh
 from paddock.graph import ops as F
+from paddock.layers.bidirectional import RelativeBiases
 from paddock.layers.linear import ColumnLinear, RowLinear
 from paddock.layers.rotary import Rotary
 from paddock.layers.step import Step
@@ -21,7 +22,8 @@ class Attention(Module):
     `q_norm` and `k_norm` are applied to [tokens, heads, head_dim] before these are turned; `clip`
     bounds q, k and v then; `alibi` lets a score fall with the distance, by the slopes of
     Press et al. 2021 times `alibi`; `sinks` gives each head a score that belongs to no key;
-    `scale` defaults to 1 / sqrt(head_dim).
+    `biases`, which another module owns, gives scores one by the distance; `scale` defaults to
+    1 / sqrt(head_dim).
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Attention(Module):
         clip: float | None = None,
         alibi: float | None = None,
         sinks: bool = False,
+        biases: RelativeBiases | None = None,
         bias: bool = False,
         out_bias: bool = False,
     ) -> None:
@@ -57,6 +60,7 @@ class Attention(Module):
         self.head_dim, self.window, self.soft_cap = head_dim, window, soft_cap
         self.scale = head_dim**-0.5 if scale is None else scale
         self.heads, self.clip, self.alibi = heads, clip, alibi
+        self._biases = (biases,)  # in a tuple: the slot is its owner's, not this module's child
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """x: [tokens, hidden] -> [tokens, hidden]."""
@@ -69,6 +73,7 @@ class Attention(Module):
             q, k, v = (F.clamp(y, -self.clip, self.clip) for y in (q, k, v))
         if self.rotary is not None:
             q, k = self.rotary(q, k, step)
+        (biases,) = self._biases
         y = F.attention(
             q,
             k,
@@ -83,6 +88,8 @@ class Attention(Module):
             soft_cap=self.soft_cap,
             alibi=self._slopes(),
             sinks=None if self.sinks is None else self.sinks.tensor,
+            biases=None if biases is None else biases.weight.tensor,
+            max_distance=128 if biases is None else biases.max_distance,
         )
         return self.o_proj(F.reshape(y, y.type.size(1) * y.type.size(2)))
 

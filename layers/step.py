@@ -1,10 +1,10 @@
 """What one engine step feeds to every layer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from paddock.graph import DType, Tensor
 from paddock.graph.ops import input_tensor
-from paddock.graph.tensor import ROWS, SEQUENCES, STARTS, TABLE, TOKENS
+from paddock.graph.tensor import ROWS, SEQUENCES, SOURCE_TABLE, SOURCE_TOKENS, STARTS, TABLE, TOKENS
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,28 @@ class Step:
     sequence_slots: Tensor  # i32 [sequences]
     logit_rows: Tensor  # i64 [rows]
     token_types: Tensor  # i64 [tokens]
+    source_ids: Tensor  # i64 [source tokens]
+    source_positions: Tensor  # i64 [source tokens]
+    source_starts: Tensor  # i32 [sequences + 1]
+    source_lengths: Tensor  # i32 [sequences]
+    source_table: Tensor  # i32 [source table]
+    source_table_starts: Tensor  # i32 [sequences + 1]
     max_context: int
 
     @property
     def states(self) -> tuple[Tensor, Tensor, Tensor]:
         """What ops that keep a state of each sequence ask for."""
         return self.sequence_starts, self.past_lengths, self.sequence_slots
+
+    @property
+    def source(self) -> "Step":
+        """The step as an encoder's layers see it that stand before a decoder's."""
+        return replace(
+            self,
+            token_ids=self.source_ids,
+            positions=self.source_positions,
+            sequence_starts=self.source_starts,
+        )
 
     @staticmethod
     def inputs(max_context: int) -> "Step":
@@ -44,5 +60,11 @@ class Step:
             sequence_slots=input_tensor("sequence_slots", DType.I32, SEQUENCES),
             logit_rows=input_tensor("logit_rows", DType.I64, ROWS),
             token_types=input_tensor("token_types", DType.I64, TOKENS),
+            source_ids=input_tensor("source_ids", DType.I64, SOURCE_TOKENS),
+            source_positions=input_tensor("source_positions", DType.I64, SOURCE_TOKENS),
+            source_starts=input_tensor("source_starts", DType.I32, STARTS),
+            source_lengths=input_tensor("source_lengths", DType.I32, SEQUENCES),
+            source_table=input_tensor("source_table", DType.I32, SOURCE_TABLE),
+            source_table_starts=input_tensor("source_table_starts", DType.I32, STARTS),
             max_context=max_context,
         )

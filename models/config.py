@@ -168,6 +168,10 @@ class ModelConfig(BaseModel):
         found = getattr(self, "max_position_embeddings", None)
         return found if isinstance(found, int) else None
 
+    def cut(self, layers: int) -> Self:
+        """The config of the model's first layers alone."""
+        return self.model_copy(update={"num_hidden_layers": layers})
+
     @classmethod
     def read(cls, data: Mapping[str, Any], *, ignore: frozenset[str] = frozenset()) -> Self:
         """The config from config.json's contents.
@@ -217,6 +221,21 @@ class ModelConfig(BaseModel):
             if not first["loc"]:
                 given = ""  # the message of a check over several fields names them itself
             raise ConfigError(f"config.json: {field}: {message}{given}{more}") from None
+
+
+class EncoderDecoderConfig(ModelConfig):
+    """A config of an encoder, of `num_hidden_layers`, and a decoder."""
+
+    num_hidden_layers: Layers
+    num_decoder_layers: Layers
+
+    def cut(self, layers: int) -> Self:
+        return self.model_copy(
+            update={
+                "num_hidden_layers": min(layers, self.num_hidden_layers),
+                "num_decoder_layers": min(layers, self.num_decoder_layers),
+            }
+        )
 
 
 class LabelledConfig(ModelConfig):

@@ -111,6 +111,7 @@ ARCHITECTURES: dict[str, str] = {
     "SmolLM3ForCausalLM": "paddock.models.smollm3",
     "StableLmForCausalLM": "paddock.models.stablelm",
     "Starcoder2ForCausalLM": "paddock.models.starcoder2",
+    "T5ForConditionalGeneration": "paddock.models.t5",
     "XLMRobertaForMaskedLM": "paddock.models.xlm_roberta",
     "XLMRobertaForSequenceClassification": "paddock.models.xlm_roberta",
     "XLMRobertaForTokenClassification": "paddock.models.xlm_roberta",
@@ -123,7 +124,7 @@ class ModelClass(Protocol):
     """What an architecture's class gives beside being a Module.
 
     `task` (`Task`, "generate" where it is left out) says what its output is; a classifier's
-    `reads` (`Reads`), of which tokens.
+    `reads` (`Reads`), of which tokens. `reads_source` is true of an encoder-decoder.
     """
 
     Config: type[ModelConfig]
@@ -143,6 +144,11 @@ class Architecture:
     model_class: ModelClass
     config: ModelConfig
     pooled: bool = False
+
+    @property
+    def reads_source(self) -> bool:
+        """Whether a prompt is what an encoder reads, and the answer a decoder's."""
+        return bool(getattr(self.model_class, "reads_source", False))
 
     @property
     def task(self) -> Task:

@@ -96,7 +96,7 @@ def sampling_defaults(recipe: Recipe, checkpoint: Path) -> dict[str, Any]:
 
     As transformers reads that file: no `do_sample` and nothing about sampling is greedy.
     """
-    found = _generation_config(checkpoint / "generation_config.json")
+    found = _json_object(checkpoint / "generation_config.json")
     taken: dict[str, Any] = {}
     for name in ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty"):
         if found.get(name) is not None:
@@ -115,6 +115,31 @@ def sampling_defaults(recipe: Recipe, checkpoint: Path) -> dict[str, Any]:
             " `sampling`"
         ) from None
     return taken
+
+
+def answer_begins(checkpoint: Path) -> list[int]:
+    """The tokens with which an encoder-decoder's answers begin, as generation_config.json says.
+
+    Older checkpoints say it in config.json. Raises `ConfigError`.
+    """
+    files = (checkpoint / "generation_config.json", checkpoint / "config.json")
+    said = [_json_object(file) for file in files]
+
+    def token_id(name: str) -> int | None:
+        found = next((config[name] for config in said if config.get(name) is not None), None)
+        if found is None or (type(found) is int and found >= 0):
+            return found
+        raise ConfigError(f"{checkpoint}: {name} is {str(found)[:80]!r}, expected a token id")
+
+    first = token_id("decoder_start_token_id")
+    if first is None:
+        first = token_id("bos_token_id")
+    if first is None:
+        raise ConfigError(
+            f"{files[0]}: it says no decoder_start_token_id, with which every answer begins; add it"
+        )
+    forced = token_id("forced_bos_token_id")
+    return [first] if forced is None else [first, forced]
 
 
 def derive_limits(
@@ -268,7 +293,7 @@ def _beside(states_bytes: int) -> str:
     return f" beside {states_bytes / GIB:.3f} GiB of sequences' states" if states_bytes else ""
 
 
-def _generation_config(file: Path) -> dict[str, Any]:
+def _json_object(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text("utf-8"))
     except FileNotFoundError:

@@ -31,6 +31,7 @@ from paddock.recipes.builder import Builder, rank_folder, timed
 from paddock.recipes.derive import (
     CACHE_SHARE,
     ContextLength,
+    answer_begins,
     choose_dtype,
     context_length,
     derive_limits,
@@ -308,7 +309,8 @@ def _start_loop(
             f" ({built.context.reason}: {built.context.tokens})"
         )
     grammars = GuidanceGrammars(tokenizer, session.vocab_size)
-    return EngineLoop(session, limits, tokenizer=tokenizer, grammars=grammars)
+    begins = answer_begins(built.checkpoint.folder) if built.architecture.reads_source else []
+    return EngineLoop(session, limits, tokenizer=tokenizer, grammars=grammars, answer_begins=begins)
 
 
 def _start_encoder(

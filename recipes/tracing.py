@@ -65,8 +65,7 @@ def trace_graph(
     Raises `RecipeError`, or `GraphError` where the model does not divide over the mesh.
     """
     if layers is not None:
-        fewer = architecture.config.model_copy(update={"num_hidden_layers": layers})
-        architecture = replace(architecture, config=fewer)
+        architecture = replace(architecture, config=architecture.config.cut(layers))
     context = context_length(recipe, architecture.config)
     module = architecture.build()
     if recipe.quant.weights != "none" and quantized:

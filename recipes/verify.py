@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import ceil, prod
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from paddock.engines import reference
 from paddock.engines.protocol import BuildError, Session, StepInputs, WeightSource
 from paddock.graph import Array, Graph, Module
-from paddock.graph.ops import CacheBlocks, Route, StateSlots, Weight
+from paddock.graph.ops import CacheBlocks, CrossAttention, Route, StateSlots, Weight
 from paddock.weights.source import cast
 
 WHOLE_BYTES = 1 << 30
@@ -37,6 +37,9 @@ STEPS: tuple[tuple[tuple[str, int], ...], ...] = (
     (("b", 1), ("a", 1)),
 )
 BLOCKS = {"a": (5, 1, 3), "b": (4, 2, 0)}  # of up to 3 blocks each, in no order
+SOURCES = {"a": 29, "b": 7}
+"""Tokens of what each is an answer to, where the model reads it with an encoder."""
+SOURCE_BLOCKS = {"a": (6, 8), "b": (7, 9)}
 SLOTS = {"a": 2, "b": 0}
 
 
@@ -88,12 +91,15 @@ class Asked:
     """Nothing is kept: every step has sequences anew."""
     routed: bool = False
     """Tokens choose experts, and a few may choose others than exact arithmetic would."""
+    sources: bool = False
+    """An encoder reads what each sequence is an answer to."""
 
     @staticmethod
     def of(graph: Graph, vocab_size: int | None) -> Asked:
         keeps = any(isinstance(n.op, CacheBlocks | StateSlots) for n in graph.nodes)
         routed = next(graph.find(Route), None) is not None
-        return Asked(vocab_size, whole=not keeps, routed=routed)
+        sources = next(graph.find(CrossAttention), None) is not None
+        return Asked(vocab_size, whole=not keeps, routed=routed, sources=sources)
 
     @property
     def logits(self) -> bool:
@@ -187,13 +193,12 @@ def _mean(rows: Array, routed: bool = False) -> float:
 
 def run(session: Session, asked: Asked | None = None) -> list[Array]:
     """The logits of each of `STEPS`, of all tokens. Raises `BuildError` unless they are finite."""
-    session.allocate_cache(
-        1 + max(max(blocks) for blocks in BLOCKS.values()), 1 + max(SLOTS.values())
-    )
-    found = []
     asked = asked or Asked()
+    blocks = [*BLOCKS.values(), *(SOURCE_BLOCKS.values() if asked.sources else ())]
+    session.allocate_cache(1 + max(map(max, blocks)), 1 + max(SLOTS.values()))
+    found = []
     vocab_size = asked.vocab_size or session.vocab_size
-    for step in steps(session.block_size, vocab_size, whole=asked.whole):
+    for step in _asked_steps(session.block_size, vocab_size, asked):
         logits = np.array(session.run(step), np.float32)
         if logits.shape != (len(step.token_ids), session.vocab_size):
             raise BuildError(
@@ -207,6 +212,38 @@ def run(session: Session, asked: Asked | None = None) -> list[Array]:
             )
         found.append(logits)
     return found
+
+
+def _asked_steps(block_size: int, vocab_size: int, asked: Asked) -> list[StepInputs]:
+    made = steps(block_size, vocab_size, whole=asked.whole)
+    if not asked.sources:
+        return made
+    return [
+        with_sources(step, [name for name, _ in sequences], block_size, vocab_size)
+        for step, sequences in zip(made, STEPS, strict=True)
+    ]
+
+
+def with_sources(
+    step: StepInputs, names: list[str], block_size: int, vocab_size: int
+) -> StepInputs:
+    """A step of the sequences `names` with what each is an answer to."""
+    drawn = np.random.default_rng(21).integers(0, vocab_size, sum(SOURCES.values()))
+    ids = {"a": drawn[: SOURCES["a"]], "b": drawn[SOURCES["a"] :]}
+    new = [
+        ids[name] if past == 0 else ids[name][:0]
+        for name, past in zip(names, step.past_lengths, strict=True)
+    ]
+    blocks = [SOURCE_BLOCKS[name][: ceil(SOURCES[name] / block_size)] for name in names]
+    return replace(
+        step,
+        source_ids=np.concatenate(new).astype(np.int64),
+        source_positions=np.concatenate([np.arange(len(n)) for n in new]).astype(np.int64),
+        source_starts=np.cumsum([0, *map(len, new)]).astype(np.int32),
+        source_lengths=np.array([SOURCES[name] for name in names], np.int32),
+        source_table=np.array([b for own in blocks for b in own], np.int32),
+        source_table_starts=np.cumsum([0, *map(len, blocks)]).astype(np.int32),
+    )
 
 
 def steps(block_size: int, vocab_size: int, *, whole: bool = False) -> list[StepInputs]:

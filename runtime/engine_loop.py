@@ -61,24 +61,31 @@ class EngineLoop:
         *,
         tokenizer: TextCodec | None = None,
         grammars: Grammars | None = None,
+        answer_begins: Sequence[int] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Allocates the cache; what `session.allocate_cache` raises is raised here.
 
         Without a tokenizer prompts are token ids, and there is no text; without `grammars` there
-        are no structured outputs.
+        are no structured outputs. `answer_begins`: the tokens with which every answer of an
+        encoder-decoder begins; prompts are then what its encoder reads.
         """
         self.limits = limits
         self._session = session
         self._clock = clock
         hasher = PrefixHasher(session.block_size)
-        self._intake = Intake(session, limits, tokenizer, hasher, clock, grammars)
+        self._intake = Intake(session, limits, tokenizer, hasher, clock, grammars, answer_begins)
         self._admission = Admission(limits, clock)
         kind = AheadStepper if hasattr(session, "choose") else Stepper
         self._stepper = kind(
             session,
             limits,
-            Scheduler(limits, session.block_size, hasher, reuse=not session.state_bytes),
+            Scheduler(
+                limits,
+                session.block_size,
+                hasher,
+                reuse=not session.state_bytes and not answer_begins,
+            ),
             self._admission,
             eos_token_ids=self._intake.eos_token_ids,
             clock=clock,

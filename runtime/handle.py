@@ -54,7 +54,7 @@ class RequestHandle:
 
     @property
     def prompt_token_ids(self) -> tuple[int, ...]:
-        return tuple(self._request.prompt_token_ids.tolist())
+        return tuple(self._request.asked_token_ids.tolist())
 
     @property
     def params(self) -> SamplingParams:

@@ -46,7 +46,9 @@ class Intake:
         hasher: PrefixHasher,
         clock: Callable[[], float],
         grammars: Grammars | None = None,
+        answer_begins: Sequence[int] = (),
     ) -> None:
+        """`answer_begins`: of an encoder-decoder, whose prompts are what the encoder reads."""
         self._limits = limits
         self._tokenizer = tokenizer
         self._grammars = grammars
@@ -55,6 +57,7 @@ class Intake:
         self._vocab_size = session.vocab_size
         self._block_size = session.block_size
         self._context = min(limits.max_context, limits.cache_blocks * session.block_size)
+        self._answer_begins = list(answer_begins)
         self._numbers = itertools.count()
         self.eos_token_ids = tokenizer.eos_token_ids if tokenizer else frozenset[int]()
 
@@ -73,7 +76,13 @@ class Intake:
         number = next(self._numbers)
         if isinstance(prompt, str):
             prompt = self._encode(prompt)
-        max_tokens = self._max_tokens(len(prompt), params)
+        source = None
+        if self._answer_begins:
+            if params.prompt_logprobs is not None:
+                raise RequestError("prompt_logprobs: an encoder gives its prompt no probabilities")
+            self._check_source(len(prompt))
+            source, prompt = self._checked(prompt), self._answer_begins
+        max_tokens = self._max_tokens(len(prompt), params, 0 if source is None else len(source))
         token_ids = self._checked(prompt)
         if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
             raise RequestError(
@@ -97,6 +106,7 @@ class Intake:
             block_digests=self._hasher.blocks(root, token_ids),
             samplers=self._samplers(token_ids.tolist(), params),
             streams=self._streams(token_ids, params),
+            source_token_ids=source,
         )
 
     def _encode(self, prompt: str) -> list[int]:
@@ -122,11 +132,28 @@ class Intake:
             )
         return token_ids.astype(np.int64, copy=False)
 
-    def _max_tokens(self, prompt_length: int, params: SamplingParams) -> int:
+    def _check_source(self, length: int) -> None:
+        """That the encoder can read so many tokens, and a short answer fits beside them."""
+        if length == 0:
+            raise RequestError("the prompt is empty; it needs at least one token")
+        beside = (self._limits.cache_blocks - 1) * self._block_size
+        longest = min(self._limits.max_context, beside)
+        if length > longest:
+            raise RequestTooLarge(
+                f"the prompt has {length} tokens, the encoder reads {longest} at most"
+                f" (limits.max_context {self._limits.max_context}, limits.cache_blocks"
+                f" {self._limits.cache_blocks}); shorten the prompt, or raise the limit"
+            )
+
+    def _max_tokens(
+        self, prompt_length: int, params: SamplingParams, source_length: int = 0
+    ) -> int:
         """How many tokens it may make: what it asks for, as far as the context reaches."""
         if prompt_length == 0:
             raise RequestError("the prompt is empty; it needs at least one token")
-        room = self._context - prompt_length
+        held = -(-source_length // self._block_size)  # blocks
+        context = min(self._context, (self._limits.cache_blocks - held) * self._block_size)
+        room = context - prompt_length
         if room < max(params.min_tokens, 1):
             needs = f"min_tokens of {params.min_tokens}" if params.min_tokens > 1 else "one to make"
             limits = self._limits

@@ -53,16 +53,20 @@ class Request:
         block_digests: list[bytes],
         samplers: list[SequenceSampler],
         streams: list[TextStream],
+        source_token_ids: TokenIds | None = None,
     ) -> None:
         """`number` is unique and grows; `arrival` and `deadline` are times of the loop's clock.
 
         `max_tokens` is the bound that holds: `params.max_tokens` and the context both kept.
         `block_digests` are those of the prompt's full blocks, after `root_digest`. `samplers`
         and `streams`, one for each sequence, choose the tokens and make the text.
+        `source_token_ids` is what an encoder-decoder's encoder reads; the prompt is then what its
+        answers begin with.
         """
         self.number = number
         self.request_id = request_id
         self.prompt_token_ids = prompt_token_ids
+        self.source_token_ids = source_token_ids
         self.params = params
         self.priority = priority
         self.arrival = arrival
@@ -87,8 +91,15 @@ class Request:
         self.prompt_tokens_cached = 0
 
     @property
+    def asked_token_ids(self) -> TokenIds:
+        """What was asked: the source where there is one, else the prompt."""
+        if self.source_token_ids is not None:
+            return self.source_token_ids
+        return self.prompt_token_ids
+
+    @property
     def prompt_length(self) -> int:
-        return len(self.prompt_token_ids)
+        return len(self.asked_token_ids)
 
     @property
     def finished(self) -> bool:
@@ -108,6 +119,8 @@ class Sequence:
 
         self.prompt_length = len(request.prompt_token_ids)
         self.length = self.prompt_length
+        source = request.source_token_ids
+        self.source_length = 0 if source is None else len(source)
         self._tokens = request.prompt_token_ids  # shared until the first token is appended
         self.digests = block_digests  # of its full blocks, as far as they are known
         self.sampler = sampler
@@ -115,6 +128,7 @@ class Sequence:
         # Kept by the scheduler.
         self.slot = -1
         self.blocks: list[int] = []
+        self.source_blocks: list[int] = []  # those of what its encoder made, for the decoder
         self.computed = 0  # tokens whose keys and values are in the cache
         self.registered = 0  # blocks whose content the pool knows
         self.following: bytes | None = None  # the digest it waits for

@@ -44,6 +44,7 @@ class _Room:
 
     tokens: int
     prompt_rows: int
+    sources: int  # that came with the step so far
     looks: int  # at waiting sequences, so that a step costs the same however many wait
 
 
@@ -76,7 +77,8 @@ class Scheduler:
     ) -> None:
         """`reuse`: sequences begin behind the blocks of their prefix that others have computed.
 
-        Not so where layers keep a state of the whole sequence, which no block holds.
+        Not so where layers keep a state of the whole sequence, which no block holds, and where
+        what they keep of a token depends on a source.
         """
         self.limits = limits
         self.block_size = block_size
@@ -124,6 +126,7 @@ class Scheduler:
         room = _Room(
             tokens=self.limits.max_tokens_per_step - len(chunks),
             prompt_rows=self.limits.max_prompt_logit_rows,
+            sources=0,
             looks=2 * self.limits.max_sequences,
         )
         prefilling = [one for one in self.running if one.length - one.computed > 1]
@@ -178,7 +181,11 @@ class Scheduler:
 
     def audit(self) -> None:
         """Check every invariant; raises `AssertionError`. For tests and for diagnosis."""
-        self.pool.audit(sequence.blocks for sequence in self.running)
+        self.pool.audit(
+            blocks
+            for sequence in self.running
+            for blocks in (sequence.blocks, sequence.source_blocks)
+        )
         ranks = [sequence.rank for sequence in self.running]
         assert ranks == sorted(ranks), "running sequences are not in the order of rank"
         slots = [sequence.slot for sequence in self.running]
@@ -244,6 +251,9 @@ class Scheduler:
         chunks.append(Chunk(sequence, past, count, samples, first_row, prompt_rows))
         room.tokens -= count
         room.prompt_rows -= prompt_rows
+        if not past and sequence.source_length:
+            room.tokens = max(room.tokens - sequence.source_length, 0)
+            room.sources += 1
 
     def _admit(self, chunks: list[Chunk], room: _Room, *, before: Rank | None) -> None:
         """Let waiting sequences in by rank, and stop at the first that has to wait.
@@ -264,6 +274,9 @@ class Scheduler:
             if not room.prompt_rows and len(sequence.prompt_logprobs) < sequence.prompt_rows:
                 break
             if self._blocked == (rank, self.pool.changes):
+                break
+            # A source cannot be cut: one that no step has room for has one without others.
+            if room.sources and sequence.source_length > room.tokens:
                 break
             room.looks -= 1
             found = self.pool.find(sequence.digests[: self._findable(sequence)])
@@ -299,8 +312,12 @@ class Scheduler:
         Beside others one block for each of them is left, or it would be preempted at once.
         """
         fresh = -(-sequence.length // self.block_size) - len(found)
+        fresh += self._source_blocks(sequence)
         revived = sum(self.pool.references(block) == 0 for block in found)
         return fresh if fresh + revived + len(self.running) <= self.pool.free else None
+
+    def _source_blocks(self, sequence: Sequence) -> int:
+        return -(-sequence.source_length // self.block_size)
 
     def _start_running(self, sequence: Sequence, found: list[int], fresh: int) -> None:
         self.pool.hold(found)
@@ -309,7 +326,10 @@ class Scheduler:
         sequence.state = State.RUNNING
         sequence.registered = len(found)
         self._give_blocks(sequence, found)
-        self._give_blocks(sequence, self.pool.allocate(fresh))
+        sources = self._source_blocks(sequence)
+        if sources:
+            sequence.source_blocks = self.pool.allocate(sources)
+        self._give_blocks(sequence, self.pool.allocate(fresh - sources))
         bisect.insort(self.running, sequence, key=_rank)
         for digest in self._to_compute(sequence):
             self._computing.setdefault(digest, sequence)
@@ -324,8 +344,10 @@ class Scheduler:
         self.running.pop(bisect.bisect_left(self.running, sequence.rank, key=_rank))
         self._slots.append(sequence.slot)
         self.pool.release(sequence.blocks)
+        if sequence.source_blocks:
+            self.pool.release(sequence.source_blocks)
         sequence.slot = -1
-        sequence.blocks = []
+        sequence.blocks, sequence.source_blocks = [], []
         sequence.computed = sequence.registered = 0
 
     def _to_compute(self, sequence: Sequence) -> Iterator[bytes]:
@@ -417,7 +439,9 @@ class Scheduler:
         if self._leader(sequence, len(found)) is not None:
             return
         fresh = -(-sequence.length // self.block_size) - len(found)
-        if fresh > self.pool.free + sum(len(victim.blocks) for victim in victims):
+        fresh += self._source_blocks(sequence)
+        held = sum(len(victim.blocks) + len(victim.source_blocks) for victim in victims)
+        if fresh > self.pool.free + held:
             return
         while victims and (not self._slots or self._fresh_blocks(sequence, found) is None):
             self._preempt(victims.pop())

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from paddock.engines.protocol import StepInputs
+from paddock.graph.dtype import Array
 from paddock.runtime.limits import Limits
 from paddock.runtime.request import Sequence, TokenIds
 from paddock.runtime.scheduler import Chunk, Decision
@@ -96,6 +97,8 @@ class StepPlanner:
             sequence_slots=slots,
             logit_rows=logit_rows,
         )
+        if chunks and chunks[0].sequence.source_length:
+            inputs = replace(inputs, **_sources(chunks))
         return PlannedStep(decision, inputs, sampled, sampled_rows, prompts)
 
     def _logit_rows(
@@ -144,6 +147,28 @@ class _Buffers:
         self.block_starts = np.zeros(sequences + 1, np.int32)
         self.sequence_slots = np.zeros(sequences, np.int32)
         self.logit_rows = np.zeros(sequences + limits.max_prompt_logit_rows, np.int64)
+
+
+_NO_TOKENS = np.zeros(0, np.int64)
+
+
+def _source_of(sequence: Sequence) -> TokenIds:
+    source = sequence.request.source_token_ids
+    return _NO_TOKENS if source is None else source
+
+
+def _sources(chunks: list[Chunk]) -> dict[str, Array]:
+    """An encoder-decoder's part of the step: sources of those that begin, and where all lie."""
+    begin = [_NO_TOKENS if chunk.past else _source_of(chunk.sequence) for chunk in chunks]
+    blocks = [chunk.sequence.source_blocks for chunk in chunks]
+    return {
+        "source_ids": np.concatenate(begin),
+        "source_positions": np.concatenate([np.arange(len(ids)) for ids in begin]),
+        "source_starts": np.cumsum([0, *map(len, begin)]).astype(np.int32),
+        "source_lengths": np.array([c.sequence.source_length for c in chunks], np.int32),
+        "source_table": np.array([b for own in blocks for b in own], np.int32),
+        "source_table_starts": np.cumsum([0, *map(len, blocks)]).astype(np.int32),
+    }
 
 
 def _leading_singles(chunks: list[Chunk]) -> int:

@@ -93,9 +93,11 @@ def lower(graph: Graph, weights: Weights, cache_dtype: str = "f32") -> ov.Model:
         result = op.Result(output)
         result.output(0).get_tensor().set_names({f"output_{i}"})
         results.append(result)
-    for key, value in portable.written.items():
+    new = {new_rows(key): value for key, value in portable.written.items()}
+    new |= {new_source_rows(key): value for key, value in portable.written_sources.items()}
+    for name, value in new.items():
         result = op.Result(_output(value))
-        result.output(0).get_tensor().set_names({new_rows(key)})
+        result.output(0).get_tensor().set_names({name})
         results.append(result)
     parameters = [*state.parameters.values(), *portable.parameters.values()]
     return ov.Model(results, parameters, "paddock")
@@ -105,8 +107,9 @@ def portable_caches(graph: Graph) -> set[Tensor]:
     """The caches whose attention OpenVINO's own kernel does not take."""
     return {
         cache
-        for node in graph.find(F.Attention)
-        if isinstance(node.op, F.Attention) and not takes(node.op)
+        for node in graph.nodes
+        if isinstance(node.op, F.CrossAttention)
+        or (isinstance(node.op, F.Attention) and not takes(node.op))
         for cache in node.inputs[3:5]
     }
 
@@ -114,6 +117,11 @@ def portable_caches(graph: Graph) -> set[Tensor]:
 def new_rows(key: str) -> str:
     """The name of the output with what a step adds to a cache slot that Paddock writes."""
     return f"new {key}"
+
+
+def new_source_rows(key: str) -> str:
+    """The same with what a step's sources add."""
+    return f"new source {key}"
 
 
 def lowers(kind: Op) -> bool:
@@ -365,20 +373,19 @@ def _transposed(x: Any, heads: int, rows: int, columns: int) -> Any:
 def _attention(state: Lowering, node: Node, inputs: list[Any]) -> Any:
     attention = node.op
     assert isinstance(attention, F.Attention)
-    q, k, v, key_cache, value_cache, starts, past, table, block_starts, *sinks = inputs
-    heads, size = node.inputs[0].type.size(1), node.inputs[0].type.size(2)
-    kv_heads, value_size = node.inputs[2].type.size(1), node.inputs[2].type.size(2)
-    if not takes(attention):
-        keys, values = (t.node.op for t in node.inputs[3:5])
-        assert isinstance(keys, F.CacheBlocks)
-        assert isinstance(values, F.CacheBlocks)
+    q, k, v, key_cache, value_cache, starts, past, table, block_starts, *more = inputs
+    heads, kv_heads, size, value_size = _sizes(node)
+    biases = more.pop() if isinstance(attention, F.RelativeAttention) else None
+    sinks = more[0] if more else None
+    if node.inputs[3] in state.portable_caches:
         return state.portable.lower(
             attention,
             (q, k, v),
             (key_cache, value_cache),
-            (keys.key, values.key),
+            _cache_keys(node),
             (heads, kv_heads, size, value_size),
-            sinks[0] if sinks else None,
+            sinks,
+            biases,
         )
     attended = paged_attention(
         (
@@ -395,10 +402,31 @@ def _attention(state: Lowering, node: Node, inputs: list[Any]) -> Any:
         scale=attention.scale,
         window=attention.window,
         alibi=attention.alibi,
-        sinks=opset.reshape(sinks[0], _i64(1, heads, 1, 1), False) if sinks else None,
+        sinks=None if sinks is None else opset.reshape(sinks, _i64(1, heads, 1, 1), False),
         heads=Heads(kv_heads, size, value_size),
     )
     return opset.reshape(attended, _i64(0, heads, value_size), True)
+
+
+def _cross_attention(state: Lowering, node: Node, inputs: list[Any]) -> Any:
+    assert isinstance(node.op, F.CrossAttention)
+    q, k, v, *caches = inputs[:5]
+    return state.portable.lower_cross(
+        node.op, (q, k, v), (caches[0], caches[1]), _cache_keys(node), _sizes(node)
+    )
+
+
+def _sizes(node: Node) -> tuple[int, int, int, int]:
+    """Heads, key heads, key size, value size of an attention."""
+    q, _, v = (tensor.type for tensor in node.inputs[:3])
+    return q.size(1), v.size(1), q.size(2), v.size(2)
+
+
+def _cache_keys(node: Node) -> tuple[str, str]:
+    keys, values = (t.node.op for t in node.inputs[3:5])
+    assert isinstance(keys, F.CacheBlocks)
+    assert isinstance(values, F.CacheBlocks)
+    return keys.key, values.key
 
 
 def _bidirectional_attention(state: Lowering, node: Node, inputs: list[Any]) -> Any:
@@ -450,6 +478,7 @@ TABLE: dict[type[Op], Callable[[Lowering, Node, list[Any]], Any]] = {
     F.CausalConv: _causal_conv,
     F.Clamp: _clamp,
     F.Concat: _concat,
+    F.CrossAttention: _cross_attention,
     F.Dequantize: _dequantize,
     F.Fill: _fill,
     F.GatedDeltaRule: _gated_delta_rule,
@@ -461,6 +490,7 @@ TABLE: dict[type[Op], Callable[[Lowering, Node, list[Any]], Any]] = {
     F.Linear: _linear,
     F.Mul: _binary(opset.multiply),
     F.RMSNorm: _rms_norm,
+    F.RelativeAttention: _attention,
     F.Reshape: _reshape,
     F.Rotary: _rotary,
     F.Route: _route,

@@ -17,7 +17,7 @@ from openvino import PartialShape, Shape, Type, op
 
 from paddock.engines.protocol import BuildError
 from paddock.graph.op import Op
-from paddock.graph.ops import Attention
+from paddock.graph.ops import Attention, RelativeAttention
 
 BINDING = "_PagedAttentionExtension"
 RELEASE = "2026.4"
@@ -51,7 +51,9 @@ def check_binding() -> None:
 
 
 def takes(attention: Op) -> bool:
-    """Whether the kernel computes this: it knows no soft cap on scores."""
+    """Whether the kernel computes this: it knows no soft cap on scores, and no biases but ALiBi."""
+    if isinstance(attention, RelativeAttention):
+        return False
     return isinstance(attention, Attention) and attention.soft_cap is None
 
 

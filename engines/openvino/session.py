@@ -18,14 +18,21 @@ from paddock.engines.openvino.lowering import (
     MAX_CONTEXT,
     lower,
     new_rows,
+    new_source_rows,
     portable_caches,
 )
-from paddock.engines.openvino.portable_attention import CacheRows, padded, written_rows
+from paddock.engines.openvino.portable_attention import (
+    CacheRows,
+    padded,
+    padded_source,
+    written_rows,
+    written_source_rows,
+)
 from paddock.engines.openvino.settings import settings
 from paddock.engines.openvino.weights import Weights
 from paddock.engines.protocol import BuildError, StepInputs, WeightSource
 from paddock.graph import Array, Graph
-from paddock.graph.ops import CacheBlocks, Input, StateSlots
+from paddock.graph.ops import Attention, CacheBlocks, CrossAttention, Input, StateSlots
 
 _STEP = frozenset(field.name for field in fields(StepInputs))
 
@@ -40,6 +47,12 @@ ONE_TOKEN = StepInputs(
     sequence_slots=np.zeros(1, np.int32),
     logit_rows=np.zeros(1, np.int64),
     token_types=np.zeros(1, np.int64),
+    source_ids=np.zeros(1, np.int64),
+    source_positions=np.zeros(1, np.int64),
+    source_starts=np.array([0, 1], np.int32),
+    source_lengths=np.ones(1, np.int32),
+    source_table=np.zeros(1, np.int32),
+    source_table_starts=np.array([0, 1], np.int32),
 )
 
 
@@ -68,6 +81,7 @@ class OpenVINOSession:
         self._fed: dict[str, Array] = {}
         self._caches: list[Any] = []
         self._padding_row = 0
+        self._written, self._written_sources = _written(graph)
         before = anonymous_memory()
         cache_dtype = self._settings["KV_CACHE_PRECISION"]
         model = lower(graph, self._weights, cache_dtype)
@@ -147,14 +161,22 @@ class OpenVINOSession:
         if self._rows:
             for key, array in padded(step, BLOCK_SIZE, self._padding_row).items():
                 self._feed(key, array)
+        if self._written_sources:
+            for key, array in padded_source(step, BLOCK_SIZE, self._padding_row).items():
+                self._feed(key, array)
         fresh = step.sequence_slots[step.past_lengths == 0]
         for rows in self._states:
             rows[fresh] = 0
         self._request.infer()
         if self._rows:
             at = written_rows(step, BLOCK_SIZE)
+            sources = written_source_rows(step, BLOCK_SIZE) if self._written_sources else at[:0]
             for cache in self._rows:
-                cache.write(at, self._request.get_tensor(new_rows(cache.key)).data)
+                if cache.key in self._written:
+                    cache.write(at, self._request.get_tensor(new_rows(cache.key)).data)
+                if len(sources) and cache.key in self._written_sources:
+                    name = new_source_rows(cache.key)
+                    cache.write(sources, self._request.get_tensor(name).data)
         return [self._request.get_output_tensor(i) for i in range(self._outputs)]
 
     def close(self) -> None:
@@ -199,6 +221,19 @@ class OpenVINOSession:
             self._request.set_tensor(key, ov.Tensor(held, shared_memory=True))
         else:
             held[...] = values
+
+
+def _written(graph: Graph) -> tuple[set[str], set[str]]:
+    """The cache slots into which a step's tokens go, and those into which its sources do."""
+    own: set[str] = set()
+    sources: set[str] = set()
+    for node in graph.nodes:
+        if isinstance(node.op, Attention | CrossAttention):
+            place = sources if isinstance(node.op, CrossAttention) else own
+            place.update(
+                t.node.op.key for t in node.inputs[3:5] if isinstance(t.node.op, CacheBlocks)
+            )
+    return own, sources
 
 
 def _block_shape(port: Any) -> list[int]:

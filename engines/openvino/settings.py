@@ -9,7 +9,7 @@ from typing import Any
 from paddock.engines.openvino.paged_attention import takes
 from paddock.engines.protocol import BuildError, Rounding
 from paddock.graph import DType, Graph
-from paddock.graph.ops import Attention, Dequantize, StateSlots
+from paddock.graph.ops import Attention, CrossAttention, Dequantize, StateSlots
 
 # By the precision of arithmetic: what the plugin's paged attention takes; what it was found to
 # compute wrongly or to refuse is left out.
@@ -35,11 +35,12 @@ def settings(graph: Graph, options: Mapping[str, Any]) -> dict[str, Any]:
             f"engine.cache_dtype={cache}: beside arithmetic in {precision} OpenVINO's paged"
             f" attention keeps {', '.join(CACHE_DTYPES[precision])}"
         )
-    if cache == "u8" and any(not takes(n.op) for n in graph.find(Attention)):
+    reads_source = next(graph.find(CrossAttention), None) is not None
+    if cache == "u8" and (reads_source or any(not takes(n.op) for n in graph.find(Attention))):
         others = ", ".join(c for c in CACHE_DTYPES[precision] if c != "u8")
         raise BuildError(
-            f"engine.cache_dtype=u8: this model's attention has a soft cap, which OpenVINO's own"
-            f" kernel lacks, and Paddock's form of it keeps {others}"
+            f"engine.cache_dtype=u8: this model's attention has a soft cap, biases or a source,"
+            f" which OpenVINO's own kernel lacks, and Paddock's form of it keeps {others}"
         )
     properties: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",

@@ -9,7 +9,7 @@ import numpy as np
 
 from paddock.engines.protocol import Rounding
 from paddock.graph import Array, DType, Graph, Node, Op, Tensor, use_graph
-from paddock.graph.ops import Attention, Dequantize, Gather
+from paddock.graph.ops import Attention, CrossAttention, Dequantize, Gather
 from paddock.graph.tensor import TensorType
 
 
@@ -82,7 +82,7 @@ def rounded(graph: Graph, rounding: Rounding) -> Graph:
 
 def _roundings(node: Node, rounding: Rounding) -> Iterator[tuple[int, Op]]:
     """Which operands of a node are rounded, and how."""
-    if isinstance(node.op, Attention) and rounding.cache is not None:
+    if isinstance(node.op, Attention | CrossAttention) and rounding.cache is not None:
         for i in (1, 2):  # keys, values
             if rounding.cache.is_float:
                 yield i, RoundToFloat(rounding.cache)

@@ -1,6 +1,6 @@
 """The ops: free functions that insert nodes, and the classes that define them."""
 
-from paddock.graph.ops.attention import Attention, SinkAttention, attention
+from paddock.graph.ops.attention import Attention, RelativeAttention, SinkAttention, attention
 from paddock.graph.ops.bidirectional import BidirectionalAttention, bidirectional_attention
 from paddock.graph.ops.collective import (
     AllGather,
@@ -14,6 +14,7 @@ from paddock.graph.ops.collective import (
     receive,
     send,
 )
+from paddock.graph.ops.cross import CrossAttention, cross_attention
 from paddock.graph.ops.elementwise import (
     ACTIVATIONS,
     Activation,
@@ -93,6 +94,7 @@ __all__ = [
     "Collective",
     "Communicator",
     "Concat",
+    "CrossAttention",
     "Dequantize",
     "Fill",
     "GatedDeltaRule",
@@ -105,6 +107,7 @@ __all__ = [
     "Mul",
     "RMSNorm",
     "Receive",
+    "RelativeAttention",
     "Reshape",
     "Rotary",
     "RotaryAngles",
@@ -130,6 +133,7 @@ __all__ = [
     "causal_conv",
     "clamp",
     "concat",
+    "cross_attention",
     "fill",
     "gated_delta_rule",
     "gather",

@@ -10,6 +10,7 @@ from paddock.graph.dtype import Array
 from paddock.graph.errors import GraphError
 from paddock.graph.op import Op
 from paddock.graph.ops.elementwise import widen
+from paddock.graph.ops.relative import distance_bucket
 from paddock.graph.tensor import Tensor, TensorType
 
 
@@ -85,7 +86,7 @@ class Attention(Op):
         past_lengths: Array,
         block_table: Array,
         block_starts: Array,
-        *sinks: Array,
+        *more: Array,
     ) -> Array:
         block_size = key_cache.shape[1]
         out = np.empty((*q.shape[:2], v.shape[2]), widen(q).dtype)
@@ -98,11 +99,14 @@ class Attention(Op):
             value_cache[blocks[at // block_size], at % block_size] = v[tokens]
             keys = widen(key_cache[blocks].reshape(-1, *k.shape[1:])[: past + new])
             values = widen(value_cache[blocks].reshape(-1, *v.shape[1:])[: past + new])
-            out[tokens] = self._attend(widen(q[tokens]), keys, values, at, *map(widen, sinks))
+            out[tokens] = self._attend(widen(q[tokens]), keys, values, at, *map(widen, more))
         return out.astype(q.dtype)
 
-    def _attend(self, q: Array, k: Array, v: Array, at: Array, *sinks: Array) -> Array:
-        """q: [new, heads, size] at positions `at`; k, v: [all, kv heads, size]; sinks: [heads]."""
+    def _attend(
+        self, q: Array, k: Array, v: Array, at: Array, *sinks: Array, bias: Array | None = None
+    ) -> Array:
+        """q: [new, heads, size] at positions `at`; k, v: [all, kv heads, size]; sinks: [heads];
+        bias: [heads, new, all]."""
         new, heads, size = q.shape
         kv_heads = k.shape[1]
         grouped = q.reshape(new, kv_heads, heads // kv_heads, size).transpose(1, 2, 0, 3)
@@ -114,6 +118,8 @@ class Attention(Op):
         if self.alibi is not None:
             slopes = np.asarray(self.alibi, q.dtype).reshape(kv_heads, -1, 1, 1)
             scores = scores + slopes * (j - at[:, None])
+        if bias is not None:
+            scores = scores + bias.reshape(scores.shape)
         seen = j <= at[:, None]
         if self.window is not None:
             seen &= j > at[:, None] - self.window
@@ -148,6 +154,43 @@ class SinkAttention(Attention):
         return super().infer(*others)
 
 
+@dataclass(frozen=True)
+class RelativeAttention(Attention):
+    """Attention whose scores get a bias by how far behind its query a key lies.
+
+    The last operand is a table [buckets, heads]; `distance_bucket` says which row a distance has:
+    Raffel et al. 2019 (T5), arxiv.org/abs/1910.10683, section 2.1.
+    """
+
+    max_distance: int = 128
+
+    def infer(self, *operands: TensorType) -> TensorType:
+        if len(operands) != 10:
+            raise GraphError(f"expected ten operands, the last a table of biases: {len(operands)}")
+        *others, table = operands
+        heads = others[0].size(1)
+        if table.rank != 2 or table.size(1) != heads or not table.dtype.is_float:
+            raise GraphError(f"expected biases [buckets, {heads}] in floats: {table}")
+        if not 2 <= table.size(0) < 2 * self.max_distance:
+            raise GraphError(
+                f"{table.size(0)} buckets do not go with a max_distance of {self.max_distance}:"
+                " expected 2 at least, and a larger distance than half of them"
+            )
+        return super().infer(*others)
+
+    def bucket_of(self, distances: Array, buckets: int) -> Array:
+        """The row of the table for each distance from a query back to its key."""
+        return distance_bucket(distances, buckets, self.max_distance)
+
+    def _attend(
+        self, q: Array, k: Array, v: Array, at: Array, *more: Array, bias: Array | None = None
+    ) -> Array:
+        (table,) = more
+        back = np.maximum(at[:, None] - np.arange(len(k)), 0)
+        biases = table[self.bucket_of(back, len(table))].transpose(2, 0, 1)
+        return super()._attend(q, k, v, at, bias=biases)
+
+
 def attention(
     q: Tensor,
     k: Tensor,
@@ -163,9 +206,19 @@ def attention(
     soft_cap: float | None = None,
     alibi: tuple[float, ...] | None = None,
     sinks: Tensor | None = None,
+    biases: Tensor | None = None,
+    max_distance: int = 128,
 ) -> Tensor:
-    """q: [tokens, heads, size]; k, v: [tokens, kv heads, size] -> [tokens, heads, size]."""
+    """q: [tokens, heads, size]; k, v: [tokens, kv heads, size] -> [tokens, heads, size].
+
+    `biases`: [buckets, heads], by how far back a key lies.
+    """
     steps = (sequence_starts, past_lengths, block_table, block_starts)
+    if biases is not None:
+        if sinks is not None:
+            raise GraphError("attention has sinks or biases by distance, not both")
+        relative = RelativeAttention(scale, window, soft_cap, alibi, max_distance)
+        return relative(q, k, v, *caches, *steps, biases)
     if sinks is not None:
         return SinkAttention(scale, window, soft_cap, alibi)(q, k, v, *caches, *steps, sinks)
     return Attention(scale, window, soft_cap, alibi)(q, k, v, *caches, *steps)

@@ -1,7 +1,6 @@
 """Attention within whole sequences, without a cache: what encoders are made of."""
 
 import itertools
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +9,7 @@ from paddock.graph.dtype import Array
 from paddock.graph.errors import GraphError
 from paddock.graph.op import Op
 from paddock.graph.ops.elementwise import widen
+from paddock.graph.ops.relative import distance_bucket
 from paddock.graph.tensor import Tensor, TensorType
 
 
@@ -68,6 +68,8 @@ class BidirectionalAttention(Op):
     def compute(self, q: Array, k: Array, v: Array, sequence_starts: Array, *table: Array) -> Array:
         out = np.empty((*q.shape[:2], v.shape[2]), widen(q).dtype)
         for start, stop in itertools.pairwise(sequence_starts):
+            if start == stop:  # an encoder-decoder's source that was encoded before
+                continue
             at = slice(start, stop)
             bias = self._bias(stop - start, out.dtype, *table)
             out[at] = self._attend(widen(q[at]), widen(k[at]), widen(v[at]), bias)
@@ -77,12 +79,7 @@ class BidirectionalAttention(Op):
         """The bucket of each distance j - i: those behind a token in the upper half."""
         assert self.buckets is not None
         half = self.buckets // 2
-        exact = half // 2
-        far = np.abs(distances)
-        # In f32, as models are trained with it: a logarithm may lie on the edge of a bucket.
-        ratio = np.log(np.maximum(far, 1).astype(np.float32) / np.float32(exact))
-        wide = ratio / np.float32(math.log(self.max_distance / exact)) * np.float32(half - exact)
-        bucket = np.where(far < exact, far, np.minimum(exact + wide.astype(np.int64), half - 1))
+        bucket = distance_bucket(np.abs(distances), half, self.max_distance)
         return bucket + np.where(distances > 0, half, 0)
 
     def _bias(self, length: int, dtype: np.dtype[np.generic], *table: Array) -> Array:

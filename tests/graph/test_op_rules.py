@@ -30,6 +30,24 @@ def qkv(**changes: str) -> tuple[str, ...]:
     return tuple((given | changes).values())
 
 
+def cross(**changes: str) -> tuple[str, ...]:
+    steps = {
+        "starts": "i32[sequences + 1]",
+        "source_starts": "i32[sequences + 1]",
+        "lengths": "i32[sequences]",
+        "table": "i32[source table]",
+        "table_starts": "i32[sequences + 1]",
+    }
+    given = {
+        "q": "f32[tokens, 4, 16]",
+        "k": "f32[source tokens, 2, 16]",
+        "v": "f32[source tokens, 2, 16]",
+        "key_cache": CACHE,
+        "value_cache": CACHE,
+    }
+    return tuple((given | steps | changes).values())
+
+
 STATE_STEP = ("i32[sequences + 1]", "i32[sequences]", "i32[sequences]")
 SCAN = (
     *("f32[tokens, 4, 6]", "f32[tokens, 4]", "f32[4]"),
@@ -69,6 +87,13 @@ ACCEPTED: list[tuple[Op, tuple[str, ...], str]] = [
     (F.Rotary(True), ("f32[t, 2, 8]", "f32[t, 4]", "f32[t, 4]"), "f32[t, 2, 8]"),
     (F.Attention(0.25), qkv(), "f32[tokens, 4, 16]"),
     (F.SinkAttention(0.25), (*qkv(), "f32[4]"), "f32[tokens, 4, 16]"),
+    (F.RelativeAttention(1.0), (*qkv(), "bf16[32, 4]"), "f32[tokens, 4, 16]"),
+    (F.CrossAttention(0.25), cross(), "f32[tokens, 4, 16]"),
+    (
+        F.CrossAttention(1.0),
+        cross(v="f32[source tokens, 2, 8]", value_cache="f32[blocks, block_size, 2, 8]"),
+        "f32[tokens, 4, 8]",
+    ),
     (
         F.Attention(1, window=1, soft_cap=30.0, alibi=(0.5, 0.25, 0.1, 0.0)),
         qkv(v="f32[tokens, 2, 24]", value_cache="f32[blocks, block_size, 2, 24]"),
@@ -264,6 +289,29 @@ REFUSED: list[tuple[Op, tuple[str, ...], str]] = [
     (F.Scale(2.0), ("i64[tokens]",), "expected floats"),
     (F.SinkAttention(0.25), qkv(), "expected ten operands, the last of them sinks: 9"),
     (F.SinkAttention(0.25), (*qkv(), "f32[2]"), "expected sinks [4] in floats"),
+    (F.RelativeAttention(1.0), qkv(), "expected ten operands, the last a table of biases: 9"),
+    (F.RelativeAttention(1.0), (*qkv(), "f32[32, 2]"), "expected biases [buckets, 4] in floats"),
+    (
+        F.RelativeAttention(1.0, max_distance=16),
+        (*qkv(), "f32[32, 4]"),
+        "32 buckets do not go with",
+    ),
+    (F.CrossAttention(1.0), cross(q="f32[tokens, 64]"), "expected q, k, v [tokens, heads, size]"),
+    (F.CrossAttention(1.0), cross(k="bf16[source tokens, 2, 16]"), "in one type of floats"),
+    (F.CrossAttention(1.0), cross(v="f32[tokens, 2, 16]"), "k and v are of different tokens"),
+    (F.CrossAttention(1.0), cross(q="f32[tokens, 3, 16]"), "3 heads do not share the 2 of"),
+    (
+        F.CrossAttention(1.0),
+        cross(key_cache="f32[blocks, block_size, 4, 16]"),
+        "the key cache f32[blocks, block_size, 4, 16] does not hold f32[source tokens, 2, 16]",
+    ),
+    (
+        F.CrossAttention(1.0),
+        cross(key_cache="f32[others, block_size, 2, 16]"),
+        "the caches differ in their blocks",
+    ),
+    (F.CrossAttention(1.0), cross(lengths="f32[sequences]"), "expected integers along one axis"),
+    (F.CrossAttention(1.0), cross(source_starts="i32[some]"), "starts of different sequences"),
     (F.BidirectionalAttention(1.0), QKV, "does not take 3 operands"),
     (F.SequenceMean(), ("f32[tokens]", "i32[sequences + 1]"), "expected floats [tokens, size]"),
     (F.SequenceMean(), ("f32[tokens, 8]", "f32[sequences]"), "expected integers along one axis"),

@@ -263,6 +263,7 @@ def test_every_op_that_computes_is_tried_here() -> None:
     collective = (F.AllReduce, F.AllGather, F.Send, F.Receive)
     # Those with a file of their own.
     elsewhere: tuple[type[Op], ...] = (F.Attention, F.SinkAttention, F.BidirectionalAttention)
+    elsewhere += (F.CrossAttention, F.RelativeAttention)
     elsewhere += (F.SequenceMean, F.Route, F.GroupedLinear, F.WeightedSum)
     elsewhere += (F.HeadLinear, F.CausalConv, F.SelectiveScan, F.GatedDeltaRule)
     tried = {

@@ -57,6 +57,12 @@ STEP: dict[str, Array] = {
     "sequence_slots": np.array([0]),
     "token_types": np.zeros(TOKEN_COUNT, np.int64),
     "logit_rows": np.arange(TOKEN_COUNT),
+    "source_ids": np.zeros(0, np.int64),
+    "source_positions": np.zeros(0, np.int64),
+    "source_starts": np.array([0, 0]),
+    "source_lengths": np.array([0]),
+    "source_table": np.zeros(0, np.int64),
+    "source_table_starts": np.array([0, 0]),
 }
 
 

@@ -1,0 +1,90 @@
+"""Tiny encoder-decoders, drawn: their configs, sources and answers, and random weights."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from paddock.graph import Array
+
+Config = dict[str, Any]
+SEEDS = (1, 2, 3)
+CONTEXT = 64
+
+
+def _t5(random: np.random.Generator) -> Config:
+    heads = int(random.integers(1, 5))
+    return {
+        "model_type": "t5",
+        "architectures": ["T5ForConditionalGeneration"],
+        "vocab_size": 12 * int(random.integers(4, 8)),
+        "d_model": int(random.integers(5, 15)) * 2,
+        "d_kv": int(random.integers(2, 9)) * 2,
+        "d_ff": heads * int(random.integers(4, 20)),
+        "num_layers": int(random.integers(1, 4)),
+        "num_decoder_layers": int(random.integers(1, 4)),
+        "num_heads": heads,
+        "relative_attention_num_buckets": int(random.choice([4, 8, 32])),
+        "relative_attention_max_distance": int(random.choice([20, 128])),
+        "layer_norm_epsilon": float(random.choice([1e-6, 0.05])),
+        "feed_forward_proj": str(random.choice(["relu", "gated-gelu", "gated-silu"])),
+        "tie_word_embeddings": bool(random.integers(0, 2)),
+        "n_positions": CONTEXT,
+        "decoder_start_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+    }
+
+
+DRAW: dict[str, Callable[[np.random.Generator], Config]] = {"t5": _t5}
+NAMES = tuple(f"{family}/{seed}" for family in DRAW for seed in SEEDS)
+
+
+@dataclass(frozen=True)
+class EncoderDecoderCase:
+    """`t5/1`: a family, and the seed of its config."""
+
+    name: str
+
+    @property
+    def config(self) -> Config:
+        return DRAW[self.name.partition("/")[0]](
+            np.random.default_rng(zlib.crc32(self.name.encode()))
+        )
+
+    @property
+    def heads(self) -> int:
+        config = self.config
+        return int(config.get("num_heads") or config["decoder_attention_heads"])
+
+    @property
+    def sources(self) -> list[Array]:
+        """Longer than a block of any engine, and of a single token."""
+        return self._sequences("sources", (41, 1, 12, 19))
+
+    @property
+    def answers(self) -> list[Array]:
+        return self._sequences("answers", (9, 37, 3, 20))
+
+    def _sequences(self, label: str, lengths: tuple[int, ...]) -> list[Array]:
+        random, vocab = self.random(label), self.config["vocab_size"]
+        # The first few ids are special; transformers takes one of them for padding.
+        return [random.randint(4, vocab, n).astype(np.int64) for n in lengths]
+
+    def value(self, name: str, shape: tuple[int, ...]) -> Array:
+        """A weight: large enough for attention to be sharp, so that what is wrong shows."""
+        values = self.random(name).standard_normal(shape)
+        if "norm" in name and name.endswith("weight"):
+            values = 1 + 0.3 * values
+        elif len(shape) == 1:
+            values = 0.5 * values
+        elif "embed" not in name and "shared" not in name and "bias" not in name:
+            values = 1.2 * values / np.sqrt(shape[-1])
+        return np.asarray(values, np.float32)
+
+    def random(self, label: str) -> np.random.RandomState:
+        return np.random.RandomState(zlib.crc32(f"{label} of {self.name}".encode()))
