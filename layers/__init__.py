@@ -17,6 +17,7 @@ from paddock.layers.post_norm import PostNormBlock
 from paddock.layers.quantize import quantize
 from paddock.layers.recurrent import CausalConv, GatedRMSNorm, Mamba2Mixer, MambaMixer
 from paddock.layers.rotary import Rotary, RotaryScaling
+from paddock.layers.sinusoids import Sinusoids
 from paddock.layers.stack import Stack
 from paddock.layers.step import Step
 from paddock.layers.trace import trace
@@ -53,6 +54,7 @@ __all__ = [
     "RotaryScaling",
     "Router",
     "RowLinear",
+    "Sinusoids",
     "Stack",
     "Step",
     "VocabHead",

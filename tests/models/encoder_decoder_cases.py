@@ -40,7 +40,43 @@ def _t5(random: np.random.Generator) -> Config:
     }
 
 
-DRAW: dict[str, Callable[[np.random.Generator], Config]] = {"t5": _t5}
+def _bart(random: np.random.Generator) -> Config:
+    heads, decoder_heads = random.choice([[1, 2], [2, 2], [4, 2], [2, 4], [4, 4]])
+    return {
+        "model_type": "bart",
+        "architectures": ["BartForConditionalGeneration"],
+        "vocab_size": 12 * int(random.integers(4, 8)),
+        "d_model": 8 * int(random.integers(1, 5)),
+        "encoder_layers": int(random.integers(1, 4)),
+        "decoder_layers": int(random.integers(1, 4)),
+        "encoder_attention_heads": int(heads),
+        "decoder_attention_heads": int(decoder_heads),
+        "encoder_ffn_dim": 4 * int(random.integers(4, 20)),
+        "decoder_ffn_dim": 4 * int(random.integers(4, 20)),
+        "activation_function": str(random.choice(["gelu", "relu", "swish"])),
+        "scale_embedding": bool(random.integers(0, 2)),
+        "tie_word_embeddings": True,
+        "max_position_embeddings": CONTEXT,
+        "decoder_start_token_id": 2,
+        "eos_token_id": 2,
+        "forced_eos_token_id": None,
+        "bos_token_id": 0,
+        "pad_token_id": int(random.integers(0, 2)),
+    }
+
+
+def _like_bart(model_type: str, name: str) -> Callable[[np.random.Generator], Config]:
+    return lambda random: _bart(random) | {"model_type": model_type, "architectures": [name]}
+
+
+DRAW: dict[str, Callable[[np.random.Generator], Config]] = {
+    "t5": _t5,
+    "bart": _bart,
+    "mbart": _like_bart("mbart", "MBartForConditionalGeneration"),
+    "marian": _like_bart("marian", "MarianMTModel"),
+    "pegasus": _like_bart("pegasus", "PegasusForConditionalGeneration"),
+    "m2m_100": _like_bart("m2m_100", "M2M100ForConditionalGeneration"),
+}
 NAMES = tuple(f"{family}/{seed}" for family in DRAW for seed in SEEDS)
 
 
@@ -58,8 +94,12 @@ class EncoderDecoderCase:
 
     @property
     def heads(self) -> int:
+        """Of the encoder or of the decoder, which has fewer."""
         config = self.config
-        return int(config.get("num_heads") or config["decoder_attention_heads"])
+        found = config.get("num_heads") or min(
+            config["encoder_attention_heads"], config["decoder_attention_heads"]
+        )
+        return int(found)
 
     @property
     def sources(self) -> list[Array]:
