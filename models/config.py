@@ -168,6 +168,11 @@ class ModelConfig(BaseModel):
         found = getattr(self, "max_position_embeddings", None)
         return found if isinstance(found, int) else None
 
+    @property
+    def depth(self) -> int:
+        """How many layers `cut` counts."""
+        return int(getattr(self, "num_hidden_layers", 1))
+
     def cut(self, layers: int) -> Self:
         """The config of the model's first layers alone."""
         return self.model_copy(update={"num_hidden_layers": layers})
@@ -228,6 +233,10 @@ class EncoderDecoderConfig(ModelConfig):
 
     num_hidden_layers: Layers
     num_decoder_layers: Layers
+
+    @property
+    def depth(self) -> int:
+        return max(self.num_hidden_layers, self.num_decoder_layers)
 
     def cut(self, layers: int) -> Self:
         return self.model_copy(

@@ -30,7 +30,7 @@ class Traced:
 
     @property
     def layers(self) -> int:
-        return int(getattr(self.architecture.config, "num_hidden_layers", 1))
+        return self.architecture.config.depth
 
     @property
     def weights(self) -> dict[str, Weight]:
