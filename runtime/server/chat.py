@@ -44,7 +44,7 @@ from paddock.runtime.server.tool_deltas import (
     Reasoning,
     joined,
 )
-from paddock.runtime.server.usage import usage_of, usage_of_results
+from paddock.runtime.server.usage import Usage, usage_of, usage_of_results
 
 
 def routes(served: ServedModel) -> APIRouter:
@@ -124,15 +124,23 @@ class _Answer:
 
     async def whole(self) -> Response:
         found = await results([self._handle])
-        usage = self._context.usage = usage_of_results(found)
+        sequences = found[0].sequences
+        usage = self._context.usage = usage_of_results(found, sum(map(self._reasoned, sequences)))
         answer = ChatCompletion(
             id=self._id,
             created=self._context.created,
             model=self._served.name,
-            choices=[self._choice(sequence) for sequence in found[0].sequences],
+            choices=[self._choice(sequence) for sequence in sequences],
             usage=usage,
         )
         return JSONResponse(answer.model_dump(mode="json"))
+
+    def _reasoned(self, sequence: SequenceResult) -> int:
+        counted = self._reading.reasoning_tokens(self._served.token_texts)
+        if counted is None:
+            return 0
+        counted.push(sequence.token_ids)
+        return counted.count
 
     def _choice(self, sequence: SequenceResult) -> ChatChoice:
         finish, stop = finish_of(sequence.finish_reason, sequence.stop_reason)
@@ -153,26 +161,23 @@ class _Answer:
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         options = self._body.stream_options
-        states = [_Streamed(self._reading) for _ in range(self._body.n or 1)]
+        texts = self._served.token_texts
+        states = [_Streamed(self._reading, texts) for _ in range(self._body.n or 1)]
         made = 0
         try:
             async for _, increment in merged([self._handle]):
                 made += len(increment.token_ids)
-                usage = (
-                    usage_of(
-                        len(self._handle.prompt_token_ids), made, self._handle.prompt_tokens_cached
-                    )
-                    if options and options.continuous_usage_stats
-                    else None
-                )
-                for choice in self._pieces(increment, states[increment.index]):
+                state = states[increment.index]
+                if state.reasoned is not None:
+                    state.reasoned.push(increment.token_ids)
+                continuous = options is not None and options.continuous_usage_stats
+                usage = self._usage(made, states) if continuous else None
+                for choice in self._pieces(increment, state):
                     chunk = self._chunk([choice])
                     if usage is not None:
                         chunk.usage = usage
                     yield event(chunk.model_dump_json(exclude_unset=True))
-            usage = self._context.usage = usage_of(
-                len(self._handle.prompt_token_ids), made, self._handle.prompt_tokens_cached
-            )
+            usage = self._context.usage = self._usage(made, states)
             if options and options.include_usage:
                 chunk = self._chunk([])
                 chunk.usage = usage
@@ -180,6 +185,14 @@ class _Answer:
             yield DONE
         except Exception as error:
             yield self._context.failed_midway(as_api_error(error), error)
+
+    def _usage(self, made: int, states: Sequence[_Streamed]) -> Usage:
+        return usage_of(
+            len(self._handle.prompt_token_ids),
+            made,
+            self._handle.prompt_tokens_cached,
+            sum(state.reasoned.count for state in states if state.reasoned is not None),
+        )
 
     def _pieces(self, increment: Increment, state: _Streamed) -> list[ChunkChoice]:
         deltas = state.parser.push(increment.text)
@@ -252,8 +265,9 @@ class _Answer:
 class _Streamed:
     """What was sent of one choice."""
 
-    def __init__(self, reading: Reading) -> None:
+    def __init__(self, reading: Reading, texts: TokenTexts) -> None:
         self.parser = reading.parser()
+        self.reasoned = reading.reasoning_tokens(texts)
         self.begun = False
         self.sent = False
         self.called = False

@@ -20,10 +20,12 @@ from paddock.runtime.server.chat_schema import (
     TextPart,
     Tool,
 )
+from paddock.runtime.server.reasoning import ReasoningTokens
 from paddock.runtime.server.sampling_fields import sampling_params
 from paddock.runtime.server.served import Served
 from paddock.runtime.server.served_model import Ask, ServedModel
 from paddock.runtime.server.structures import Rules, check_size, structured
+from paddock.runtime.server.token_texts import TokenTexts
 from paddock.runtime.server.tool_deltas import OutputParser
 from paddock.runtime.structured_outputs import StructuredOutputs
 
@@ -48,12 +50,20 @@ class Reading:
     reasons: bool
     opened: bool
     """The prompt has begun the reasoning."""
+    special: bool
+    """Special tokens are part of the text."""
 
     def parser(self) -> OutputParser:
         calls = tool_formats.parser(self.tool_format)
         if not self.reasons:
             return calls
         return reasoning.ReasoningParser(calls, opened=self.opened)
+
+    def reasoning_tokens(self, texts: TokenTexts) -> ReasoningTokens | None:
+        """A count for one sequence; None: there is nothing to count."""
+        if not self.reasons:
+            return None
+        return ReasoningTokens(texts, opened=self.opened, special=self.special)
 
     def call_id(self) -> str:
         if self.tool_format == "mistral":  # its templates take no other form
@@ -74,25 +84,29 @@ def plan(body: ChatRequest, served: ServedModel, request_id: str) -> ChatPlan:
     prompt = _prompt(body, served, tools)
     token_ids = served.tokenizer.encode(prompt, add_special_tokens=False)
     template = served.tokenizer.chat_templates.select(with_tools=bool(tools))
-    reading = Reading(
-        tool_format=served.tool_format(template) if tools else "none",
-        reasons=served.reasons(template) and not prompt.rstrip().endswith(reasoning.CLOSING),
-        opened=reasoning.prompt_opens_reasoning(prompt),
-    )
+    tool_format = served.tool_format(template) if tools else "none"
     settings = body.sampling_settings()
+    if tool_format in ("mistral", "llama3_json"):  # their markers are special tokens
+        settings.setdefault("skip_special_tokens", False)
     most = body.max_completion_tokens or body.max_tokens
     if most is not None:
         settings["max_tokens"] = most
     if body.logprobs:
         settings["logprobs"] = body.top_logprobs or 0
-    if reading.tool_format in ("mistral", "llama3_json"):  # their markers are special tokens
-        settings.setdefault("skip_special_tokens", False)
+    params = sampling_params(served.sampling_defaults, settings)
+    reading = Reading(
+        tool_format=tool_format,
+        reasons=served.reasons(template) and not prompt.rstrip().endswith(reasoning.CLOSING),
+        opened=reasoning.prompt_opens_reasoning(prompt),
+        special=not params.skip_special_tokens,
+    )
     wanted = _structure(body, served, tools, reading)
     if wanted is not None:
         settings["structured_outputs"] = wanted
+        params = sampling_params(served.sampling_defaults, settings)
     ask = Ask(
         token_ids,
-        sampling_params(served.sampling_defaults, settings),
+        params,
         priority=body.priority,
         deadline_s=served.deadline(body.deadline_s),
         request_id=request_id,
@@ -206,7 +220,8 @@ def _structure(
     """What the text must be: calls where they are required, else what the format says."""
     wanted = _format(body, served)
     forced = body.tool_choice == "required" or isinstance(body.tool_choice, ChosenTool)
-    if wanted is None and not forced:
+    strict = any(tool.function.strict for tool in tools)
+    if wanted is None and not forced and not strict:
         return None
     if wanted is not None and wanted.grammar is not None:
         return wanted  # of the user's own: it is for the whole text
@@ -218,15 +233,21 @@ def _structure(
             tool_formats.grammar(
                 reading.tool_format,
                 [
-                    tool_formats.Function(t.function.name, t.function.parameters or {})
+                    tool_formats.Function(
+                        t.function.name,
+                        (t.function.parameters or {}) if forced or t.function.strict else {},
+                    )
                     for t in tools
                 ],
                 parallel=body.parallel_tool_calls is not False,
+                after_words=wanted is None and not forced,
                 tokenizer=served.tokenizer,
             )
         )
     if wanted is not None and not forced:
         rules.text(wanted)
+    elif not forced:
+        rules.words(tool_formats.words(reading.tool_format, served.tokenizer))
     if reading.reasons:
         rules.thinking(opened=reading.opened)
     return rules.structure()

@@ -54,8 +54,8 @@ class FunctionDefinition(Body):
     parameters: dict[str, Any] | None = None
     """A JSON schema; none: no arguments."""
     strict: bool | None = None
-    """Is taken: arguments follow the schema where `tool_choice` is `required` or names a
-    function."""
+    """True: the arguments of its calls follow the schema. Where `tool_choice` is `required` or
+    names a function, they do in any case."""
 
 
 class Tool(Body):

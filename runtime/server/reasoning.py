@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from paddock.runtime.server.token_texts import TokenTexts
 from paddock.runtime.server.tool_deltas import Delta, OutputParser, Reasoning, held_back
 
 OPENING, CLOSING = "<think>", "</think>"
@@ -80,3 +83,43 @@ class ReasoningParser:
             text = text.lstrip()
             self._fresh = not text
         return [Reasoning(text)] if text else []
+
+
+class ReasoningTokens:
+    """Counts the tokens of a sequence's reasoning, its marks included."""
+
+    def __init__(self, texts: TokenTexts, *, opened: bool, special: bool) -> None:
+        """opened: as for `ReasoningParser`; special: special tokens are part of the text."""
+        self._texts = texts
+        self._special = special
+        self._inside = opened
+        self._over = False
+        self._end = b""  # of the text so far: as much as decides what comes next
+        self._before = 0  # tokens of an opening mark that is not whole yet
+        self.count = 0
+
+    def push(self, token_ids: Iterable[int]) -> None:
+        for token_id in token_ids:
+            if self._over:
+                return
+            if self._special or self._texts.shown(token_id):
+                self._end += bytes(self._texts.utf8(token_id))
+            if self._inside:
+                self.count += 1
+            else:
+                self._before += 1
+                self._look_for_opening()
+            if self._inside:
+                self._over = _CLOSING in self._end
+                self._end = self._end[-len(_CLOSING) :]
+
+    def _look_for_opening(self) -> None:
+        start = self._end.lstrip()
+        if start.startswith(_OPENING):
+            self._inside = True
+            self.count = self._before
+        elif not _OPENING.startswith(start):
+            self._over = True
+
+
+_OPENING, _CLOSING = OPENING.encode(), CLOSING.encode()

@@ -90,6 +90,7 @@ class _Answer:
         self._context = context
         self._handle = handle
         self._parser = reading.parser()
+        self._reasoned = reading.reasoning_tokens(served.token_texts)
         self._made = 0
         self._logprobs: list[OutputLogprob] = []  # of tokens whose text was not told yet
         self._builder = ResponseBuilder(_response(body, served, context, handle), reading)
@@ -115,6 +116,8 @@ class _Answer:
 
     def _events(self, increment: Increment) -> Iterator[Event]:
         self._made += len(increment.token_ids)
+        if self._reasoned is not None:
+            self._reasoned.push(increment.token_ids)
         if increment.logprobs:
             found = chat_logprobs(increment.logprobs, self._served.token_texts).content
             self._logprobs += [OutputLogprob.model_validate(one.model_dump()) for one in found]
@@ -132,12 +135,13 @@ class _Answer:
 
     def _usage(self) -> ResponseUsage:
         prompt, cached = len(self._handle.prompt_token_ids), self._handle.prompt_tokens_cached
-        self._context.usage = usage_of(prompt, self._made, cached)
+        reasoning = self._reasoned.count if self._reasoned is not None else 0
+        self._context.usage = usage_of(prompt, self._made, cached, reasoning)
         return ResponseUsage(
             input_tokens=prompt,
             input_tokens_details=InputTokensDetails(cached_tokens=cached),
             output_tokens=self._made,
-            output_tokens_details=OutputTokensDetails(reasoning_tokens=0),
+            output_tokens_details=OutputTokensDetails(reasoning_tokens=reasoning),
             total_tokens=prompt + self._made,
         )
 

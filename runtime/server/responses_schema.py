@@ -188,7 +188,6 @@ class InputTokensDetails(BaseModel):
 
 class OutputTokensDetails(BaseModel):
     reasoning_tokens: int
-    """Not counted apart: the text is split after it is made. Always 0."""
 
 
 class ResponseUsage(BaseModel):

@@ -62,6 +62,11 @@ class Rules:
         self._answers.append("text")
         self._rules.append(f"text: {_lark(wanted)}")
 
+    def words(self, rules: str) -> None:
+        """The answer may be words without a call; the rules begin at `words`."""
+        self._answers.append("words")
+        self._rules.append(rules)
+
     def thinking(self, *, opened: bool) -> None:
         """Reasoning may come first; opened: the prompt has begun it, so it does."""
         self._start = "start: think answer" if opened else "start: think? answer"

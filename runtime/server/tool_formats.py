@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -250,18 +251,27 @@ class MistralCalls:
 
 
 class PythonicCalls:
-    """`[f(a=1), g(b="x")]`: a Python list of calls, read when it is whole (Llama 3.2 and 4)."""
+    """`[f(a=1), g(b="x")]`: a Python list of calls, read when it is whole (Llama 3.2 and 4).
+
+    Where the text is a grammar's, calls are JSON objects, which are read too.
+    """
 
     MAX_CHARACTERS = 1 << 16
 
     def __init__(self) -> None:
         self._text = ""
         self._plain = False
+        self._bare: BareCalls | None = None
 
     def push(self, text: str) -> list[Delta]:
         """See `OutputParser`."""
+        if self._bare is not None:
+            return self._bare.push(text)
         self._text += text
         start = self._text.lstrip()
+        if start.startswith("{") and not self._plain:
+            self._bare = BareCalls()
+            return self._bare.push(self._text)
         if (start and not start.startswith("[")) or len(self._text) > self.MAX_CHARACTERS:
             self._plain = True
         if not self._plain:
@@ -271,6 +281,8 @@ class PythonicCalls:
 
     def finish(self) -> list[Delta]:
         """See `OutputParser`."""
+        if self._bare is not None:
+            return self._bare.finish()
         text, self._text = self._text, ""
         if not text:
             return []
@@ -345,10 +357,16 @@ def parser(format_name: str) -> OutputParser:
 
 
 def grammar(
-    format_name: str, functions: Sequence[Function], *, parallel: bool, tokenizer: Tokenizer
+    format_name: str,
+    functions: Sequence[Function],
+    *,
+    parallel: bool,
+    tokenizer: Tokenizer,
+    after_words: bool = False,
 ) -> str:
     """Lark rules, beginning at `calls`: one call of one of the functions, or several, in a form
-    that the format's parser reads."""
+    that the format's parser reads; `after_words`: words may stand before it, where the format has
+    a marker that ends them."""
     arguments = "parameters" if format_name == "llama3_json" else "arguments"
     objects = [_call_schema(function, arguments) for function in functions]
     call = f"call: {_json(objects[0] if len(objects) == 1 else {'anyOf': objects})}\n"
@@ -356,15 +374,41 @@ def grammar(
         case "hermes":
             opening = _marker("<tool_call>", tokenizer)
             closing = _marker("</tool_call>", tokenizer)
-            one = f'{opening} "\\n" call "\\n" {closing}'
-            more = f' ("\\n" {one})*' if parallel else ""
-            return f"calls: {one}{more}\n{call}"
+            one = f'"\\n" call "\\n" {closing}'
+            more = f' ("\\n" {opening} {one})*' if parallel else ""
+            first, lead = _beginning(opening, after_words)
+            return f"calls: {first} {one}{more}\n{lead}{call}"
         case "mistral":
             more = ' (", " call)*' if parallel else ""
-            return f'calls: {_marker("[TOOL_CALLS]", tokenizer)} "[" call{more} "]"\n{call}'
+            first, lead = _beginning(_marker(MistralCalls.MARKER, tokenizer), after_words)
+            return f'calls: {first} "[" call{more} "]"\n{lead}{call}'
         case _:
             more = ' ("; " call)*' if parallel else ""
             return f"calls: call{more}\n{call}"
+
+
+def words(format_name: str, tokenizer: Tokenizer) -> str:
+    """Lark rules, beginning at `words`: any text in which the format's parser sees no call."""
+    match format_name:
+        case "hermes" | "mistral":
+            text = "<tool_call>" if format_name == "hermes" else MistralCalls.MARKER
+            marker = _marker(text, tokenizer)
+            if marker.startswith("<["):  # no text contains it
+                return "words: /(?s:.*)/\n"
+            return f"words: WORDS\nWORDS: /(?s:.*)/ & ~/(?s:.*){re.escape(text)}(?s:.*)/\n"
+        case "none":
+            return "words: /(?s:.*)/\n"
+        case _:  # a text that begins like a call is one
+            return "words: WORDS?\nWORDS: /\\s*[^\\s;,\\[{<](?s:.*)/\n"
+
+
+def _beginning(marker: str, after_words: bool) -> tuple[str, str]:
+    """A marker, perhaps after words, in Lark, and a rule that this needs."""
+    if not after_words:
+        return marker, ""
+    if marker.startswith("<["):
+        return "lead", f"lead: /(?s:.*)/ {marker}\n"
+    return "lead", f"lead[suffix={marker}]: /(?s:.*)/\n"
 
 
 def _call_schema(function: Function, arguments: str) -> dict[str, Any]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paddock.recipes.pipeline import DEMO
+from paddock.runtime.grammar import GuidanceGrammars
 from paddock.runtime.server.reasoning import ReasoningParser, prompt_opens_reasoning
+from paddock.runtime.server.structures import Rules
 from paddock.runtime.server.tool_deltas import (
     CallArguments,
     CallBegins,
@@ -18,7 +22,16 @@ from paddock.runtime.server.tool_deltas import (
     OutputParser,
     Reasoning,
 )
-from paddock.runtime.server.tool_formats import FORMATS, Plain, detect, parser
+from paddock.runtime.server.tool_formats import (
+    FORMATS,
+    Function,
+    Plain,
+    detect,
+    grammar,
+    parser,
+    words,
+)
+from paddock.runtime.tokenizer import Tokenizer
 
 # Forms are easier to compare one a line.
 # ruff: noqa: E501
@@ -172,3 +185,63 @@ def test_formats_are_found_in_templates() -> None:
     assert detect("<|python_tag|>") == "llama3_json"
     assert detect("{{ message.content }}") == "json"
     assert json.loads(PARIS)["city"] == "Paris"
+
+
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Paris", "Rome"]}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+NAMED = {"hermes": "<tool_call>\n{}\n</tool_call>", "mistral": "[TOOL_CALLS][{}]"}
+
+
+@pytest.mark.parametrize("name", ["hermes", "mistral", "llama3_json", "json", "pythonic"])
+def test_a_strict_function_may_be_called_and_only_rightly(
+    name: str, tokenizer: Tokenizer, grammars: GuidanceGrammars
+) -> None:
+    """Words, words and a call, or a call; never arguments that the schema does not allow."""
+    rules = Rules()
+    functions = [Function("weather", SCHEMA), Function("time", {})]
+    rules.calls(grammar(name, functions, parallel=True, tokenizer=tokenizer, after_words=True))
+    rules.words(words(name, tokenizer))
+    key = "parameters" if name == "llama3_json" else "arguments"
+    form = NAMED.get(name, "{}")
+
+    def call(function: str, arguments: str) -> str:
+        return form.replace("{}", f'{{"name": "{function}", "{key}": {arguments}}}')
+
+    right = [call("weather", '{"city": "Rome"}'), call("time", '{"any": [1]}')]
+    wrong = [call("weather", '{"city": "Oslo"}'), call("weather", "{}"), call("rain", "{}")]
+    said = ["It rains.", " two lines\nof <b>words</b>", "", "Rome {and} [brackets]"]
+    if name in NAMED:
+        right += [f"I look.\n{one}" for one in right]
+        wrong += [f"I look.\n{one}" for one in wrong]
+    for text in [*right, *said]:
+        assert writable(text, rules, tokenizer, grammars), text
+        assert len(read(parser(name), [text])[2]) == (text in right), text
+    for text in wrong:
+        assert not writable(text, rules, tokenizer, grammars), text
+
+
+def writable(text: str, rules: Rules, tokenizer: Tokenizer, grammars: GuidanceGrammars) -> bool:
+    """Whether the grammar lets a model write just this, and end."""
+    constraint = grammars.constraint(rules.structure())
+    for token in tokenizer.encode(text, add_special_tokens=False):
+        if constraint.finished or not constraint.allowed()[token]:
+            return False
+        constraint.accept(token)
+    ends = [*tokenizer.eos_token_ids]
+    return constraint.finished or bool(constraint.allowed()[ends].any())
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer(DEMO)
+
+
+@pytest.fixture(scope="module")
+def grammars(tokenizer: Tokenizer) -> Iterator[GuidanceGrammars]:
+    made = GuidanceGrammars(tokenizer, tokenizer.vocab_size)
+    yield made
+    made.close()

@@ -164,6 +164,48 @@ def test_calls_that_are_required_are_valid(
             assert isinstance(json.loads(arguments), dict)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_strict_function_that_the_model_chooses_is_called_rightly(
+    server: Serving, client: openai.OpenAI, stream: bool
+) -> None:
+    """The demo never begins a call by itself, so a bias makes it write an opening brace."""
+    [brace] = server.ask("/tokenize", {"prompt": "{", "add_special_tokens": False})[2]["tokens"]
+    strict: Any = {**TOOLS[0], "function": {**TOOLS[0]["function"], "strict": True}}
+    asked: dict[str, Any] = {
+        "model": "demo",
+        "messages": ASKED,
+        "parallel_tool_calls": False,
+        "temperature": 0,
+        "max_tokens": 200,
+        "logit_bias": {str(brace): 100},
+    }
+    loose = client.chat.completions.create(**asked, tools=[TOOLS[0]]).choices[0].message
+    assert loose.tool_calls is None
+    assert (loose.content or "").startswith("{{")
+    if stream:
+        chunks = client.chat.completions.create(**asked, tools=[strict], stream=True)
+        [called] = streamed(chunks)["calls"].values()
+        arguments = called["arguments"]
+    else:
+        made = client.chat.completions.create(**asked, tools=[strict]).choices[0].message
+        assert made.tool_calls is not None
+        [one] = made.tool_calls
+        assert one.type == "function"
+        arguments = one.function.arguments
+    Draft202012Validator(SCHEMA).validate(json.loads(arguments))
+
+
+def test_a_strict_function_leaves_words_as_they_are(client: openai.OpenAI) -> None:
+    strict: Any = {**TOOLS[0], "function": {**TOOLS[0]["function"], "strict": True}}
+    asked: dict[str, Any] = {"model": "demo", "messages": ASKED, "temperature": 0, "max_tokens": 40}
+    texts = [
+        client.chat.completions.create(**asked, tools=[tool]).choices[0].message.content
+        for tool in (strict, TOOLS[0])
+    ]
+    assert texts[0] == texts[1]
+    assert texts[0]
+
+
 def test_reasoning_is_apart_from_the_answer(thinker: openai.OpenAI) -> None:
     asked: dict[str, Any] = {"model": "demo", "messages": ASKED}
     text = says("<think>\\nParis, hm\\n</think>\\n\\nIt rains.")
@@ -179,6 +221,43 @@ def test_reasoning_is_apart_from_the_answer(thinker: openai.OpenAI) -> None:
     answer = thinker.responses.create(model="demo", input=ASKED, extra_body=text)
     assert [item.type for item in answer.output] == ["reasoning", "message"]
     assert answer.output_text == "It rains."
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<think>\\nParis, hm\\n</think>\\n\\nIt rains.", "It rains."),
+        ("It rains.", "It rains."),
+        ("<think> for ever", ""),
+    ],
+)
+def test_reasoning_tokens_are_counted(thinker: openai.OpenAI, text: str, answer: str) -> None:
+    """As many as there are before the answer's first token, streamed or not, two at once."""
+    asked: dict[str, Any] = {"model": "demo", "messages": ASKED, "logprobs": True, "n": 2}
+    whole = thinker.chat.completions.create(**asked, extra_body=says(text))
+    assert whole.usage is not None
+    assert whole.usage.completion_tokens_details is not None
+    expected = 0
+    for choice in whole.choices:
+        assert choice.logprobs is not None
+        written = [token.token for token in choice.logprobs.content or ()]
+        end = len("".join(written)) - len(answer)  # the end-of-text token has a text as well
+        end = "".join(written).find("</think>") + len("</think>") if "</think>" in text else end
+        if text.startswith("<think>"):
+            sizes = [len("".join(written[:count])) for count in range(len(written) + 1)]
+            expected += next(count for count, size in enumerate(sizes) if size >= end)
+    assert whole.usage.completion_tokens_details.reasoning_tokens == expected
+
+    options: Any = {"include_usage": True}
+    *_, last = thinker.chat.completions.create(
+        **asked, extra_body=says(text), stream=True, stream_options=options
+    )
+    assert last.usage is not None
+    assert last.usage.completion_tokens_details == whole.usage.completion_tokens_details
+    del asked["messages"], asked["logprobs"], asked["n"]
+    response = thinker.responses.create(**asked, input=ASKED, extra_body=says(text))
+    assert response.usage is not None
+    assert response.usage.output_tokens_details.reasoning_tokens * 2 == expected
 
 
 def test_reasoning_is_free_where_the_answer_has_a_schema(thinker: openai.OpenAI) -> None:

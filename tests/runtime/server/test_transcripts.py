@@ -15,7 +15,7 @@ from tests.runtime.server.serving import Serving
 HELLO = [{"role": "user", "content": "What does ls do?"}]
 USAGE = (
     '"usage":{"prompt_tokens":9,"completion_tokens":1,"total_tokens":10,'
-    '"prompt_tokens_details":{"cached_tokens":0}}'
+    '"prompt_tokens_details":{"cached_tokens":0},"completion_tokens_details":{"reasoning_tokens":0}}'
 )
 CHUNK = '"object":"chat.completion.chunk","created":0,"model":"demo"'
 TRANSCRIPTS: dict[str, tuple[str, dict[str, Any], str]] = {
