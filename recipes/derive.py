@@ -27,6 +27,8 @@ TOKENS_PER_CORE = 256
 QUEUED_PER_SEQUENCE = 64
 SHORTEST = 128  # tokens: with room for less a model is of no use
 TOKEN_BYTES = 64  # of a queued prompt: a Python integer, its place in a list, its hash
+NEVER = -100.0
+"""What is added to the logit of a token that a checkpoint says never to write."""
 LEFT_FREE = 0.1
 """Of all memory, which is left to others whatever an engine could use."""
 LEFT_FREE_AT_LEAST = 256 << 20  # bytes
@@ -106,6 +108,9 @@ def sampling_defaults(recipe: Recipe, checkpoint: Path) -> dict[str, Any]:
         taken = {k: v for k, v in taken.items() if k not in shapes} | {"temperature": 0.0}
     if isinstance(found.get("max_new_tokens"), int):
         taken["max_tokens"] = found["max_new_tokens"]
+    never = [*_token_ids(found, "suppress_tokens"), *_single_bad_words(found)]
+    if never:
+        taken["logit_bias"] = dict.fromkeys(never, NEVER)
     taken |= recipe.sampling.given()
     try:
         SamplingParams(**taken)
@@ -117,10 +122,28 @@ def sampling_defaults(recipe: Recipe, checkpoint: Path) -> dict[str, Any]:
     return taken
 
 
-def answer_begins(checkpoint: Path) -> list[int]:
+def _token_ids(found: Mapping[str, Any], name: str) -> list[int]:
+    given = found.get(name)
+    listed = given if isinstance(given, list) else []
+    return [token for token in listed if type(token) is int and token >= 0]
+
+
+def _single_bad_words(found: Mapping[str, Any]) -> list[int]:
+    """`bad_words_ids` of one token each, e.g. Marian's padding, whose logit nothing learned."""
+    given = found.get("bad_words_ids")
+    words = given if isinstance(given, list) else []
+    return [
+        word[0]
+        for word in words
+        if isinstance(word, list) and len(word) == 1 and type(word[0]) is int and word[0] >= 0
+    ]
+
+
+def answer_begins(checkpoint: Path, language: int | None = None) -> list[int]:
     """The tokens with which an encoder-decoder's answers begin, as generation_config.json says.
 
-    Older checkpoints say it in config.json. Raises `ConfigError`.
+    Older checkpoints say it in config.json. `language` is what the recipe forces first. Raises
+    `ConfigError`.
     """
     files = (checkpoint / "generation_config.json", checkpoint / "config.json")
     said = [_json_object(file) for file in files]
@@ -138,7 +161,7 @@ def answer_begins(checkpoint: Path) -> list[int]:
         raise ConfigError(
             f"{files[0]}: it says no decoder_start_token_id, with which every answer begins; add it"
         )
-    forced = token_id("forced_bos_token_id")
+    forced = token_id("forced_bos_token_id") if language is None else language
     return [first] if forced is None else [first, forced]
 
 

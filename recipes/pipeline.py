@@ -309,8 +309,29 @@ def _start_loop(
             f" ({built.context.reason}: {built.context.tokens})"
         )
     grammars = GuidanceGrammars(tokenizer, session.vocab_size)
-    begins = answer_begins(built.checkpoint.folder) if built.architecture.reads_source else []
+    begins: list[int] = []
+    if built.architecture.reads_source:
+        begins = answer_begins(built.checkpoint.folder, language_token(recipe, tokenizer))
+    elif recipe.answer_language is not None:
+        raise RecipeError(
+            f"answer_language is {recipe.answer_language!r}, but {built.architecture.name} is no"
+            " encoder-decoder; leave it out"
+        )
     return EngineLoop(session, limits, tokenizer=tokenizer, grammars=grammars, answer_begins=begins)
+
+
+def language_token(recipe: Recipe, tokenizer: Tokenizer) -> int | None:
+    """The id of the recipe's `answer_language`. Raises `RecipeError`."""
+    name = recipe.answer_language
+    if name is None:
+        return None
+    found = tokenizer.token_id(name)
+    if found is None or not tokenizer.is_special(found):
+        raise RecipeError(
+            f"answer_language: {name!r} is no special token of this checkpoint's tokenizer;"
+            " tokenizer_config.json lists them"
+        )
+    return found
 
 
 def _start_encoder(

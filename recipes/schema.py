@@ -200,6 +200,8 @@ class Recipe(Settings):
     server: ServerSettings = ServerSettings()
     chat_template: Name | None = None
     """A file with a Jinja template to use in the place of the checkpoint's own."""
+    answer_language: Name | None = None
+    """Of models that translate into several languages: the token with which answers begin."""
     ignore_config: Names = ()
     """Fields of config.json that are known not to change what this model computes."""
     plugins: Names = ()

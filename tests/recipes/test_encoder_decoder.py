@@ -12,7 +12,9 @@ import pytest
 
 from paddock import LLM, SamplingParams
 from paddock.models.config import ConfigError
-from paddock.recipes.derive import answer_begins
+from paddock.recipes.compose import compose
+from paddock.recipes.derive import answer_begins, sampling_defaults
+from paddock.recipes.errors import RecipeError
 from tests.models.encoder_decoder_cases import EncoderDecoderCase
 
 pytestmark = pytest.mark.skipif(
@@ -88,6 +90,31 @@ def test_what_answers_begin_with(
     (tmp_path / "generation_config.json").write_text(json.dumps(generation))
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert answer_begins(tmp_path) == expected
+
+
+def test_the_recipe_forces_a_language(tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text(
+        '{"decoder_start_token_id": 2, "forced_bos_token_id": 7}'
+    )
+    (tmp_path / "config.json").write_text("{}")
+    assert answer_begins(tmp_path, 250008) == [2, 250008]
+
+
+def test_a_language_that_there_is_not(saved: tuple[Path, Any]) -> None:
+    with pytest.raises(RecipeError, match=r"answer_language: 'fra_Latn' is no special token"):
+        LLM(str(saved[0]), "dtype=f32", "engine.cache_dtype=f32", "answer_language=fra_Latn")
+    with pytest.raises(RecipeError, match=r"LlamaForCausalLM is no encoder-decoder; leave it out"):
+        LLM("demo", "answer_language=fra_Latn")
+
+
+def test_tokens_that_are_never_written(tmp_path: Path) -> None:
+    """As Marian's files forbid its padding, and Whisper's what is no speech."""
+    (tmp_path / "generation_config.json").write_text(
+        '{"bad_words_ids": [[58100], [3, 4]], "suppress_tokens": [1, 2, -1]}'
+    )
+    recipe = compose("auto", ("checkpoint=demo",)).recipe
+    found = sampling_defaults(recipe, tmp_path)
+    assert found["logit_bias"] == {58100: -100.0, 1: -100.0, 2: -100.0}
 
 
 @pytest.mark.parametrize(
