@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from paddock.graph.dtype import DType
 from paddock.graph.errors import GraphError
@@ -22,6 +23,15 @@ _ROOM = str(Path(__file__).resolve().parent) + os.sep
 _HOUSE = str(Path(__file__).resolve().parents[1]) + os.sep
 
 
+@dataclass(frozen=True)
+class Passage:
+    """What was given to a module, or what it gave back, as it was traced."""
+
+    path: str
+    way: Literal["in", "out"]
+    tensors: tuple[Tensor, ...]
+
+
 class Graph:
     """Nodes in the order in which they were inserted, which is an order of evaluation.
 
@@ -32,6 +42,7 @@ class Graph:
         self.dtype = dtype
         self.nodes: list[Node] = []
         self.outputs: tuple[Tensor, ...] = ()
+        self.passages: list[Passage] = []
         self._path: list[str] = []
         self._source: str | None = None
         self._sources: dict[Op, Tensor] = {}
@@ -76,6 +87,11 @@ class Graph:
             yield
         finally:
             self._path.pop()
+
+    def note(self, way: Literal["in", "out"], values: Iterable[Any]) -> None:
+        """Remember the tensors that pass into the module of the current scope, or out of it."""
+        tensors = tuple(value for value in values if isinstance(value, Tensor))
+        self.passages.append(Passage(".".join(self._path), way, tensors))
 
     def at(self, node: Node) -> AbstractContextManager[None]:
         """Nodes inserted inside take the place and the source line of `node` (for rewrites)."""

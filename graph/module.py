@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from paddock.graph.errors import GraphError
@@ -20,8 +19,14 @@ class Module:
     _name = ""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with current_graph().scope(self._name) if self._name else nullcontext():
+        if not self._name:
             return self.forward(*args, **kwargs)
+        graph = current_graph()
+        with graph.scope(self._name):
+            graph.note("in", args)
+            result = self.forward(*args, **kwargs)
+            graph.note("out", result if isinstance(result, tuple) else (result,))
+        return result
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         raise GraphError(f"{type(self).__name__} declares no forward")

@@ -20,7 +20,7 @@ from paddock.layers.rotary import Rotary, RotaryScaling
 from paddock.layers.sinusoids import Sinusoids
 from paddock.layers.stack import Stack
 from paddock.layers.step import Step
-from paddock.layers.trace import trace
+from paddock.layers.trace import trace, trace_modules
 
 __all__ = [
     "ACTIVATIONS",
@@ -62,4 +62,5 @@ __all__ = [
     "quantize",
     "read_rows",
     "trace",
+    "trace_modules",
 ]

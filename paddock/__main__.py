@@ -27,6 +27,7 @@ COMMANDS = {
     "serve": "serve a recipe over HTTP: OpenAI's API, metrics, a page to chat",
     "embed": "vectors of texts, as JSON lines",
     "classify": "labels of texts, scores of pairs, as JSON lines",
+    "compare": "where a model leaves its reference: the first module, and the error's shape",
     "bench": "measure speed, latency, memory and the fraction of memory bandwidth",
     "cache": "list or prune the engines that were built",
     "demo": "generate text from the bundled checkpoint: a first look",
