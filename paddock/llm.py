@@ -31,7 +31,7 @@ from paddock.runtime.sampling_params import SamplingParams
 if TYPE_CHECKING:
     from paddock.recipes.schema import Recipe
     from paddock.runtime.encoder import Classification, Embedding, TaggedText
-    from paddock.runtime.engine_loop import EngineLoop
+    from paddock.runtime.loop import Loop
     from paddock.runtime.sampler import SampledToken
     from paddock.runtime.stats import Stats
     from paddock.runtime.tokenizer import Tokenizer
@@ -133,7 +133,7 @@ class LLM:
         return llm
 
     @property
-    def _loop(self) -> EngineLoop:
+    def _loop(self) -> Loop:
         return self._running.loop
 
     @property

@@ -61,6 +61,11 @@ def check(recipe: Recipe, kind: EngineKind, dtype: DType) -> None:
             f"mesh.tp={mesh.tp} mesh.pp={mesh.pp}: engine {name!r} has no collectives, so it runs"
             " one rank; use mesh=single"
         )
+    if mesh.dp > 1 and able.gpu:
+        raise RecipeError(
+            f"mesh.dp={mesh.dp}: engine {name!r} takes the one GPU that its process sees; start a"
+            " server for each GPU (CUDA_VISIBLE_DEVICES) with mesh.dp=1"
+        )
 
 
 def _listed(values: object) -> str:

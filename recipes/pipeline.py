@@ -49,6 +49,8 @@ from paddock.runtime.encoder import Classifier, Encoder
 from paddock.runtime.encoder_loop import EncoderLoop
 from paddock.runtime.engine_loop import EngineLoop
 from paddock.runtime.grammar import GuidanceGrammars
+from paddock.runtime.loop import Loop
+from paddock.runtime.replicas import Replicas
 from paddock.runtime.sentence_files import MODULES, activation_of, read_sentence_files
 from paddock.runtime.tokenizer import Tokenizer
 from paddock.weights import Binding, Checkpoint, Ignore, prove
@@ -89,9 +91,10 @@ class Running:
 
     recipe: Recipe
     built: BuiltEngine
-    session: Session
+    sessions: tuple[Session, ...]
+    """Of each replica."""
     tokenizer: Tokenizer
-    serving: EngineLoop | Encoder
+    serving: Loop | Encoder
     """What takes requests: see `loop` and `encoder`."""
     sampling_defaults: Mapping[str, Any]
     """Fields of `SamplingParams` for requests that leave them out."""
@@ -99,14 +102,19 @@ class Running:
     """Seconds of each stage, those of the build included."""
 
     @property
+    def session(self) -> Session:
+        """Of the first replica."""
+        return self.sessions[0]
+
+    @property
     def task(self) -> Task:
         """What the model is asked for."""
         return self.built.architecture.task
 
     @property
-    def loop(self) -> EngineLoop:
+    def loop(self) -> Loop:
         """Of a model that writes text. Raises `RecipeError` of any other."""
-        if not isinstance(self.serving, EngineLoop):
+        if isinstance(self.serving, Encoder):
             raise RecipeError(wrong_task(self.recipe, self.task, "generate"))
         return self.serving
 
@@ -152,6 +160,11 @@ def read_architecture(recipe: Recipe, checkpoint: LocalCheckpoint) -> Architectu
         found = replace(found, pooled=True)
     if asked not in ("auto", found.task):
         raise RecipeError(wrong_task(recipe, found.task, asked))
+    if found.task != "generate" and recipe.mesh.dp > 1:
+        raise RecipeError(
+            f"mesh.dp={recipe.mesh.dp}: only models that write text run as replicas behind one"
+            " endpoint; use mesh.dp=1"
+        )
     return found
 
 
@@ -257,7 +270,7 @@ def start(
 
     `tokenizer`: what `read_tokenizer` gave, where prompts were looked at before.
     """
-    group = ranks.start(recipe)
+    groups = ranks.start(recipe)
     try:
         built = build(recipe, progress=progress)
         timings = dict(built.timings)
@@ -266,29 +279,56 @@ def start(
             tokenizer = tokenizer or read_tokenizer(recipe, built.checkpoint, writes=writes)
             defaults = sampling_defaults(recipe, built.checkpoint.folder) if writes else {}
     except BaseException:
-        if group is not None:
+        for group in groups:
             group.close()
         raise
     with timed(timings, "open"):
-        session = open_engine(built, recipe, group)
+        sessions = _open_replicas(recipe, built, groups)
         try:
-            serving = (_start_loop if writes else _start_encoder)(
-                recipe, built, session, tokenizer, progress
-            )
+            if writes:
+                serving: Loop | Encoder = _start_loop(recipe, built, sessions, tokenizer, progress)
+            else:
+                serving = _start_encoder(recipe, built, sessions[0], tokenizer)
         except BaseException:
-            session.close()
+            for session in sessions:
+                session.close()
             raise
-    return Running(recipe, built, session, tokenizer, serving, defaults, timings)
+    return Running(recipe, built, tuple(sessions), tokenizer, serving, defaults, timings)
+
+
+def _open_replicas(
+    recipe: Recipe, built: BuiltEngine, groups: Sequence[RankGroup]
+) -> list[Session]:
+    """A session of each replica, on its group of ranks or in this process; all of them or none."""
+    sessions: list[Session] = []
+    try:
+        for replica in range(recipe.mesh.dp):
+            group = groups[replica] if groups else None
+            sessions.append(open_engine(built, recipe, group))
+    except BaseException:
+        for session in sessions:
+            session.close()
+        for group in groups[len(sessions) :]:
+            group.close()
+        raise
+    return sessions
 
 
 def _start_loop(
     recipe: Recipe,
     built: BuiltEngine,
-    session: Session,
+    sessions: Sequence[Session],
     tokenizer: Tokenizer,
     progress: Progress,
-) -> EngineLoop | Encoder:
+) -> Loop:
+    session, count = sessions[0], len(sessions)
     machine, on_gpu = _where_it_computes(session)
+    machine = replace(  # to each replica its share
+        machine,
+        free_bytes=machine.free_bytes // count,
+        memory_bytes=machine.memory_bytes // count,
+        cores=max(machine.cores // count, 1),
+    )
     limits = derive_limits(
         recipe,
         machine,
@@ -317,7 +357,22 @@ def _start_loop(
             f"answer_language is {recipe.answer_language!r}, but {built.architecture.name} is no"
             " encoder-decoder; leave it out"
         )
-    return EngineLoop(session, limits, tokenizer=tokenizer, grammars=grammars, answer_begins=begins)
+    loops: list[EngineLoop] = []
+    try:
+        for one in sessions:
+            loops.append(
+                EngineLoop(
+                    one, limits, tokenizer=tokenizer, grammars=grammars, answer_begins=begins
+                )
+            )
+    except BaseException:
+        for loop in loops:
+            loop.close(drain=False)
+        raise
+    if count == 1:
+        return loops[0]
+    reuse = not session.state_bytes and not begins
+    return Replicas(loops, session.block_size, tokenizer=tokenizer, reuse=reuse)
 
 
 def language_token(recipe: Recipe, tokenizer: Tokenizer) -> int | None:
@@ -339,8 +394,7 @@ def _start_encoder(
     built: BuiltEngine,
     session: Session,
     tokenizer: Tokenizer,
-    progress: Progress,
-) -> EngineLoop | Encoder:
+) -> Encoder:
     architecture = built.architecture
     config = config_json(built.checkpoint)
     files = read_sentence_files(built.checkpoint.folder, causal=architecture.pooled)
@@ -435,9 +489,10 @@ def compute_type(recipe: Recipe, config: Mapping[str, Any]) -> DType:
 
 
 def engine_options(recipe: Recipe, *, neighbours: int = 1) -> dict[str, Any]:
-    """The recipe's `engine` settings, threads filled in: `neighbours` ranks share the cores."""
+    """The recipe's `engine` settings, threads filled in: replicas of `neighbours` ranks each share
+    the cores."""
     options = recipe.engine.model_dump(exclude={"name"}, exclude_none=True)
-    options.setdefault("threads", max(1, measure().cores // neighbours))
+    options.setdefault("threads", max(1, measure().cores // (neighbours * recipe.mesh.dp)))
     return options
 
 

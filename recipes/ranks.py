@@ -27,24 +27,33 @@ def version() -> str:
     return f"paddock {installed_version()} (code {code}, Python {python})"
 
 
-def start(recipe: Recipe) -> RankGroup | None:
-    """The ranks of a recipe, which come up while its engine is built; None where one is enough.
+def start(recipe: Recipe) -> list[RankGroup]:
+    """The ranks of each replica, which come up while the engine is built; none where one is enough.
 
     Raises `BuildError` where they cannot be started.
     """
     mesh, by = mesh_of(recipe), launched()
     if mesh.size == 1 and by is None:
-        return None
-    return RankGroup(
-        mesh,
-        version(),
-        patience=Patience(
-            start_s=recipe.mesh.start_timeout_s,
-            silence_s=recipe.mesh.silence_timeout_s,
-            step_s=recipe.mesh.step_timeout_s,
-        ),
-        started_by=by,
+        return []
+    if by is not None and recipe.mesh.dp > 1:
+        raise BuildError(
+            f"mesh.dp={recipe.mesh.dp}: under a launcher there is one replica; start it without the"
+            " launcher, or one server for each replica with mesh.dp=1"
+        )
+    patience = Patience(
+        start_s=recipe.mesh.start_timeout_s,
+        silence_s=recipe.mesh.silence_timeout_s,
+        step_s=recipe.mesh.step_timeout_s,
     )
+    groups: list[RankGroup] = []
+    try:
+        for _ in range(recipe.mesh.dp):
+            groups.append(RankGroup(mesh, version(), patience=patience, started_by=by))
+    except BaseException:
+        for group in groups:
+            group.close()
+        raise
+    return groups
 
 
 def open_engine(group: RankGroup, built: BuiltEngine, recipe: Recipe) -> RemoteSession:

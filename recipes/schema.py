@@ -93,12 +93,14 @@ class QuantSettings(Settings):
 
 
 class MeshSettings(Settings):
-    """Group `mesh`: how many ranks share the model."""
+    """Group `mesh`: how many ranks share the model, and how many replicas there are."""
 
     tp: Count = 1
     """Tensor-parallel ranks: each holds a share of every layer."""
     pp: Count = 1
     """Pipeline stages: each holds some of the layers."""
+    dp: Count = 1
+    """Data-parallel replicas behind one endpoint, each of `tp` times `pp` ranks."""
     stages: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
     """Layers of each pipeline stage, in order; None: as evenly as possible."""
     start_timeout_s: Positive = 120.0
@@ -110,7 +112,7 @@ class MeshSettings(Settings):
 
 
 class LimitSettings(Settings):
-    """Group `limits`: how much the engine takes on at once. None is derived."""
+    """Group `limits`: how much each replica takes on at once. None is derived."""
 
     max_context: Count | None = None
     """Tokens of the longest sequence, prompt and output; None: what the model was trained for."""

@@ -180,6 +180,11 @@ class EncoderLoop:
         return self._thread.is_alive() and not self._closing
 
     @property
+    def ailments(self) -> Sequence[str]:
+        """None: one loop goes on, or it does not."""
+        return ()
+
+    @property
     def stalled_s(self) -> float:
         """Seconds since the step that runs now began; 0 between steps."""
         began = self._began

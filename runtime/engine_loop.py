@@ -99,6 +99,8 @@ class EngineLoop:
         self._bell = threading.Condition(threading.Lock())
         self._commands: deque[tuple[Request, RequestHandle | None]] = deque()
         self._closing = False
+        self.failure: BaseException | None = None
+        """Why it has stopped, where nobody closed it."""
         self._lost: SessionLost | None = None  # with nothing to do, too, a lost session ends it
         self._give_up = False
         self._over = False
@@ -202,6 +204,11 @@ class EngineLoop:
             return max(self._clock() - self._commands[0][0].arrival, 0.0)
         except IndexError:
             return 0.0
+
+    @property
+    def ailments(self) -> Sequence[str]:
+        """None: one loop goes on, or it does not (see `Replicas`)."""
+        return ()
 
     def close(self, *, drain: bool = True, timeout_s: float | None = None) -> None:
         """Take no more requests; finish those there are, or cancel them, and close the session.
@@ -330,6 +337,7 @@ class EngineLoop:
 
     def _end(self, error: BaseException | None) -> None:
         """Nothing more is run: nobody is left waiting, and the session is closed."""
+        self.failure = error
         self._closing = True
         self._admission.close(f"the engine loop has stopped: {error}" if error else CLOSED)
         with self._bell:

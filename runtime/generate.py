@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from paddock.runtime.engine_loop import EngineLoop
 from paddock.runtime.errors import QueueFull, RequestError
 from paddock.runtime.handle import RequestHandle
+from paddock.runtime.loop import Loop
 from paddock.runtime.outputs import RequestResult
 from paddock.runtime.sampling_params import SamplingParams
 
@@ -14,7 +14,7 @@ Prompt = str | Sequence[int]
 
 
 def generate(
-    loop: EngineLoop,
+    loop: Loop,
     prompts: Iterable[Prompt],
     params: SamplingParams | Sequence[SamplingParams] | None = None,
     *,
@@ -57,9 +57,7 @@ def generate(
     return results
 
 
-def _submit_when_there_is_room(
-    loop: EngineLoop, prompt: Prompt, params: SamplingParams
-) -> RequestHandle:
+def _submit_when_there_is_room(loop: Loop, prompt: Prompt, params: SamplingParams) -> RequestHandle:
     while True:
         departures = loop.departures
         try:

@@ -15,7 +15,7 @@ import numpy as np
 from paddock.graph import Graph
 from paddock.graph.ops import Gather, Weight
 from paddock.graph.tensor import fixed
-from paddock.runtime.engine_loop import EngineLoop
+from paddock.runtime.loop import Loop
 from paddock.runtime.outputs import RequestResult
 from paddock.runtime.request import Request
 from paddock.runtime.sampling_params import SamplingParams
@@ -71,7 +71,7 @@ class Measurement:
 
 
 def measure(
-    loop: EngineLoop, vocab_size: int, workload: Workload, *, rounds: int = 3, seed: int = 0
+    loop: Loop, vocab_size: int, workload: Workload, *, rounds: int = 3, seed: int = 0
 ) -> Measurement:
     """Run a workload `rounds` times, after a short one that is not counted.
 
@@ -160,7 +160,7 @@ class _Steps:
 
 
 def _run(
-    loop: EngineLoop, random: np.random.Generator, vocab_size: int, workload: Workload
+    loop: Loop, random: np.random.Generator, vocab_size: int, workload: Workload
 ) -> list[RequestResult]:
     params = SamplingParams(temperature=0.0, max_tokens=workload.new_tokens, ignore_eos=True)
     prompts = random.integers(0, vocab_size, (workload.sequences, workload.prompt_tokens))

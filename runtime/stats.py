@@ -1,8 +1,11 @@
 """What the loop says about itself."""
 
+from __future__ import annotations
+
 import threading
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 WINDOW_S = 5.0
 
@@ -55,6 +58,12 @@ class Stats:
     """Generated, over the last seconds."""
     last_progress: float
     """When the loop last ended a step or had nothing to do (its monotonic clock)."""
+
+    @staticmethod
+    def sum(each: Sequence[Stats]) -> Stats:
+        """Of several loops together; their last progress is the latest."""
+        total = {f.name: sum(getattr(one, f.name) for one in each) for f in fields(Stats)}
+        return Stats(**{**total, "last_progress": max(one.last_progress for one in each)})
 
     @property
     def cache_use(self) -> float:

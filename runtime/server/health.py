@@ -14,7 +14,7 @@ from paddock.runtime.server.served_model import ServedModel
 
 
 class Health(BaseModel):
-    status: Literal["ok", "stopped", "stalled", "draining"]
+    status: Literal["ok", "degraded", "stopped", "stalled", "draining"]
     message: str
 
 
@@ -55,6 +55,8 @@ def health_of(loop: Watched, stall_s: float) -> Health:
             message=f"the engine has not ended a step for {stalled:.0f} s"
             f" (server.stall_s is {stall_s:g})",
         )
+    if loop.ailments:
+        return Health(status="degraded", message="; ".join(loop.ailments))
     return Health(status="ok", message="the engine takes its steps")
 
 
@@ -71,7 +73,7 @@ def routes(served: Served) -> APIRouter:
         found = health_of(served.watched, served.settings.stall_s)
         if found.status == "stopped" and served.draining:
             found = Health(status="draining", message="the server is shutting down")
-        alive = found.status in ("ok", "draining")
+        alive = found.status in ("ok", "degraded", "draining")
         return JSONResponse(found.model_dump(), 200 if alive else 503)
 
     @router.get(
@@ -87,7 +89,7 @@ def routes(served: Served) -> APIRouter:
         found = health_of(served.watched, served.settings.stall_s)
         if served.draining:
             found = Health(status="draining", message="the server is shutting down")
-        return JSONResponse(found.model_dump(), 200 if found.status == "ok" else 503)
+        return JSONResponse(found.model_dump(), 200 if found.status in ("ok", "degraded") else 503)
 
     return router
 

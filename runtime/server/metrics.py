@@ -16,7 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from paddock.runtime.encoder import Encoder
-from paddock.runtime.engine_loop import EngineLoop
+from paddock.runtime.loop import Loop
 from paddock.runtime.request import FinishReason, Request
 from paddock.runtime.stats import StepReport
 
@@ -39,7 +39,7 @@ _REASONS = {
 class Metrics:
     """Counts what the loop tells; a `Listener` of it, called in its thread."""
 
-    def __init__(self, loop: EngineLoop, model: str, block_size: int) -> None:
+    def __init__(self, loop: Loop, model: str, block_size: int) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_Now(loop, model, block_size))
         self._label = model
@@ -137,7 +137,7 @@ class _EncoderNow(Collector):
 class _Now(Collector):
     """What is read from the loop when it is asked for."""
 
-    def __init__(self, loop: EngineLoop, model: str, block_size: int) -> None:
+    def __init__(self, loop: Loop, model: str, block_size: int) -> None:
         self._loop = loop
         self._model = model
         self._block_size = block_size

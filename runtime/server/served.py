@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
@@ -29,6 +29,9 @@ class Watched(Protocol):
 
     @property
     def stalled_s(self) -> float: ...
+
+    @property
+    def ailments(self) -> Sequence[str]: ...
 
 
 @dataclass(kw_only=True)

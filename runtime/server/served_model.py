@@ -9,8 +9,8 @@ from threading import Lock
 from typing import Any
 from weakref import WeakSet
 
-from paddock.runtime.engine_loop import EngineLoop
 from paddock.runtime.handle import RequestHandle
+from paddock.runtime.loop import Loop
 from paddock.runtime.sampling_params import SamplingParams
 from paddock.runtime.server import reasoning, tool_formats
 from paddock.runtime.server.served import Served, Watched
@@ -19,7 +19,7 @@ from paddock.runtime.server.token_texts import TokenTexts
 
 @dataclass(frozen=True)
 class Ask:
-    """What one prompt asks of the loop: the arguments of `EngineLoop.submit`."""
+    """What one prompt asks of the loop: the arguments of `Loop.submit`."""
 
     prompt: Sequence[int]
     params: SamplingParams
@@ -31,7 +31,7 @@ class Ask:
 
 @dataclass(kw_only=True)
 class ServedModel(Served):
-    loop: EngineLoop
+    loop: Loop
     block_size: int
     """Tokens of a cache block."""
     sampling_defaults: Mapping[str, Any]
@@ -67,7 +67,7 @@ class ServedModel(Served):
     async def submit(self, ask: Callable[[], Sequence[Ask]]) -> list[RequestHandle]:
         """Queue all that `ask`, run beside the event loop, comes to; all of it or nothing.
 
-        Raises what `ask` and `EngineLoop.submit` raise.
+        Raises what `ask` and `Loop.submit` raise.
         """
         work = _Submission(self.loop, ask)
         try:
@@ -87,7 +87,7 @@ class ServedModel(Served):
 class _Submission:
     """Queues requests in a thread, for somebody who may have left meanwhile."""
 
-    def __init__(self, loop: EngineLoop, ask: Callable[[], Sequence[Ask]]) -> None:
+    def __init__(self, loop: Loop, ask: Callable[[], Sequence[Ask]]) -> None:
         self._loop = loop
         self._ask = ask
         self._lock = Lock()

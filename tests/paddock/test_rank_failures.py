@@ -36,7 +36,7 @@ def llm(paddock_home: Path, monkeypatch: pytest.MonkeyPatch) -> LLM:
 
 
 def processes(llm: LLM) -> list[int]:
-    session = llm.running.loop._session
+    session = llm.running.session
     assert isinstance(session, RemoteSession)
     return session.processes
 
