@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
@@ -19,6 +18,8 @@ from paddock.runtime.encoder_loop import EncoderLimits
 from paddock.runtime.errors import RequestError
 from paddock.runtime.limits import Limits
 from paddock.runtime.sampling_params import SamplingParams
+from paddock.weights.errors import WeightError
+from paddock.weights.json_file import read_json
 
 SEQUENCES_PER_CORE = 8
 """Decoding is bound by memory until a few sequences share each reading of the weights."""
@@ -317,12 +318,12 @@ def _beside(states_bytes: int) -> str:
 
 
 def _json_object(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
+    if not file.exists():
         return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{file}: cannot be read: {error}") from None
+    try:
+        found = read_json(file)
+    except WeightError as error:
+        raise ConfigError(str(error)) from None
     if not isinstance(found, dict):
         raise ConfigError(f"{file}: expected an object, found {type(found).__name__}")
     return found

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from paddock.graph import nearest
 from paddock.weights.errors import WeightError
+from paddock.weights.json_file import read_json
 from paddock.weights.safetensors_file import SafetensorsFile, TensorInfo
 
 SINGLE = "model.safetensors"
@@ -80,12 +79,7 @@ class Checkpoint:
 
 def read_index(path: Path) -> dict[str, str]:
     """Tensor name -> shard file name. Raises `WeightError`."""
-    try:
-        index: Any = json.loads(path.read_bytes().decode())
-    except OSError as error:
-        raise WeightError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise WeightError(f"{path}: not JSON: {str(error).splitlines()[0][:200]}") from error
+    index = read_json(path)
     placed = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(placed, dict) or not placed:
         raise WeightError(f"{path}: has no weight_map from tensor names to shards")

@@ -6,7 +6,6 @@ fetched, and `config.json` before anything else.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 
 from paddock.weights.checkpoint import PICKLES, refuse_without_safetensors
 from paddock.weights.errors import WeightError
+from paddock.weights.json_file import read_json
 from paddock.weights.workers import Progress
 
 CheckConfig = Callable[[Mapping[str, Any]], None]
@@ -104,12 +104,7 @@ def _parse(checkpoint: str, folder: Path, revision: str | None) -> tuple[str, st
 
 def _check(path: Path, check: CheckConfig | None) -> None:
     """Read a config.json and let the caller look at it."""
-    try:
-        config = json.loads(path.read_bytes().decode())
-    except OSError as error:
-        raise WeightError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise WeightError(f"{path}: not JSON: {str(error).splitlines()[0][:200]}") from error
+    config = read_json(path)
     if not isinstance(config, dict):
         raise WeightError(f"{path}: expected a JSON object, found {type(config).__name__}")
     if check is not None:

@@ -116,6 +116,7 @@ class BareCalls:
 
     def __init__(self, tag: str = "<|python_tag|>") -> None:
         self._tag = tag
+        self._before: list[str] = []  # what separates calls, or begins a text that is none
         self._text = ""
         self._plain = False
         self._call: CallObject | None = None
@@ -127,18 +128,22 @@ class BareCalls:
         deltas: list[Delta] = []
         while not self._plain and self._advance(deltas):
             pass
-        if self._plain and self._text:
-            deltas.append(Content(self._text))
-            self._text = ""
+        if self._plain and (text := self._rest()):
+            deltas.append(Content(text))
         return deltas
 
     def finish(self) -> list[Delta]:
         """See `OutputParser`."""
         deltas = self._call.finish() if self._call is not None else []
-        if self._text and not (self._calls and not self._text.strip(" \t\r\n;,]")):
-            deltas.append(Content(self._text))
-        self._text = ""
+        text = self._rest()
+        if text and not (self._calls and not text.strip(" \t\r\n;,]")):
+            deltas.append(Content(text))
         return deltas
+
+    def _rest(self) -> str:
+        text = "".join([*self._before, self._text])
+        self._before, self._text = [], ""
+        return text
 
     def _advance(self, deltas: list[Delta]) -> bool:
         if self._call is not None:
@@ -151,13 +156,16 @@ class BareCalls:
             self._call = None
             return True
         start = self._text.lstrip(" \t\r\n;,[" if not self._calls else " \t\r\n;,[]")
+        if len(start) < len(self._text):  # is looked at once, however much of it comes
+            self._before.append(self._text[: len(self._text) - len(start)])
+            self._text = start
         if not self._calls and start.startswith(self._tag):
-            self._text = start[len(self._tag) :]
+            self._before, self._text = [], start[len(self._tag) :]
             return True
         if not start or (not self._calls and self._tag.startswith(start)):
             return False
         if start.startswith("{"):
-            self._text = start
+            self._before = []
             self._call = CallObject(self._calls)
         else:
             self._plain = True
@@ -208,6 +216,8 @@ class MistralCalls:
         if not self._inside:
             return self._look_for_marker(deltas)
         start = self._text.lstrip(" \t\r\n,[]")
+        # But for the bracket that a marker may begin with, what separates is looked at once.
+        self._text = self._text[max(len(self._text) - len(start) - 1, 0) :]
         if start.startswith("{"):
             self._text = start
             self._call = CallObject(self._calls)
