@@ -28,7 +28,22 @@ def all_gather(state: Lowering, node: Node, inputs: list[Any]) -> Any:
     return state.view(_collective(state, node, x, "ALL_GATHER", "NONE"), after=back)
 
 
-def _collective(state: Lowering, node: Node, x: Tensor, operation: str, reduction: str) -> Tensor:
+def reduce_scatter(state: Lowering, node: Node, inputs: list[Any]) -> Any:
+    """Along the last axis; the layer divides the first."""
+    rank = len(inputs[0].shape)
+    x = state.view(inputs[0], after=(rank - 1, *range(rank - 1)))
+    made = _collective(state, node, x, "REDUCE_SCATTER", "SUM")
+    return state.view(made, after=(*range(1, rank), 0))
+
+
+def broadcast(state: Lowering, node: Node, inputs: list[Any]) -> Any:
+    return _collective(state, node, inputs[0], "BROADCAST", "NONE", root=0)
+
+
+def _collective(
+    state: Lowering, node: Node, x: Tensor, operation: str, reduction: str, *, root: int = -1
+) -> Tensor:
+    """`root`: the rank that the others hear, -1 where there is none."""
     network = state.network
     if state.ranks < 2:
         raise BuildError(f"{node.where}: {node.op.name} among one rank; say mesh.tp of the build")
@@ -37,7 +52,7 @@ def _collective(state: Lowering, node: Node, x: Tensor, operation: str, reductio
         x,
         network.enum("CollectiveOperation", operation),
         network.enum("ReduceOperation", reduction),
-        -1,  # no root
+        root,
         list(range(state.ranks)),
     )
     network.set(layer, "num_ranks", state.ranks)

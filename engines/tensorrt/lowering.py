@@ -18,7 +18,12 @@ import numpy as np
 from paddock.engines.protocol import BuildError
 from paddock.engines.tensorrt.attention import attention
 from paddock.engines.tensorrt.bounds import FLAT, ROWS, SEQUENCES, TOKENS, Bounds
-from paddock.engines.tensorrt.collectives import all_gather, all_reduce
+from paddock.engines.tensorrt.collectives import (
+    all_gather,
+    all_reduce,
+    broadcast,
+    reduce_scatter,
+)
 from paddock.engines.tensorrt.network import CheckedNetwork, Tensor
 from paddock.graph import DType, Graph, Node
 from paddock.graph import Tensor as GraphTensor
@@ -465,6 +470,7 @@ TABLE: dict[type[Op], Callable[[Lowering, Node, list[Any]], Any]] = {
     F.AllGather: all_gather,
     F.AllReduce: all_reduce,
     F.Attention: attention,
+    F.Broadcast: broadcast,
     F.CacheBlocks: _cache,
     F.Cast: _cast,
     F.Clamp: _clamp,
@@ -479,6 +485,7 @@ TABLE: dict[type[Op], Callable[[Lowering, Node, list[Any]], Any]] = {
     F.Mul: _binary("PROD"),
     F.RMSNorm: _rms_norm,
     F.Receive: _receive,
+    F.ReduceScatter: reduce_scatter,
     F.Reshape: _reshape,
     F.Rotary: _rotary,
     F.RotaryAngles: _rotary_angles,

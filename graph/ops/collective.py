@@ -15,13 +15,22 @@ from paddock.graph.tensor import Shape, Tensor, TensorType, fixed
 
 
 class Communicator(Protocol):
-    """What one rank says to its neighbours. Every call is made by all that it concerns."""
+    """What one rank says to its neighbours. Every call is made by all that it concerns.
+
+    Arrays that come back are C-contiguous.
+    """
 
     def all_reduce(self, x: Array) -> Array:
         """The sum over the tensor-parallel ranks."""
 
     def all_gather(self, x: Array) -> Array:
         """The tensor-parallel ranks' arrays, joined along the last axis in rank order."""
+
+    def reduce_scatter(self, x: Array) -> Array:
+        """This rank's part, along the last axis, of the sum over the tensor-parallel ranks."""
+
+    def broadcast(self, x: Array) -> Array:
+        """The first tensor-parallel rank's array."""
 
     def send(self, x: Array) -> None:
         """To the same tensor-parallel rank of the next stage."""
@@ -68,6 +77,31 @@ class AllGather(Collective):
 
 
 @dataclass(frozen=True)
+class ReduceScatter(Collective):
+    """Sum over the tensor-parallel ranks, of which each keeps its part of the last axis."""
+
+    ranks: int
+
+    def infer(self, x: TensorType) -> TensorType:
+        if self.ranks < 1:
+            raise GraphError(f"a mesh has no {self.ranks} ranks")
+        if x.size(-1) % self.ranks:
+            raise GraphError(f"the last axis of {x} does not divide into {self.ranks} equal parts")
+        return x.with_shape(*x.shape[:-1], x.size(-1) // self.ranks)
+
+    def exchange(self, communicator: Communicator, *inputs: Array) -> Array:
+        return communicator.reduce_scatter(inputs[0])
+
+
+@dataclass(frozen=True)
+class Broadcast(Collective):
+    """The first tensor-parallel rank's tensor; the others' only lend their shape."""
+
+    def exchange(self, communicator: Communicator, *inputs: Array) -> Array:
+        return communicator.broadcast(inputs[0])
+
+
+@dataclass(frozen=True)
 class Send(Collective):
     """Hand x to the next pipeline stage; the value is x."""
 
@@ -100,6 +134,14 @@ def all_reduce(x: Tensor) -> Tensor:
 
 def all_gather(x: Tensor, ranks: int) -> Tensor:
     return AllGather(ranks)(x)
+
+
+def reduce_scatter(x: Tensor, ranks: int) -> Tensor:
+    return ReduceScatter(ranks)(x)
+
+
+def broadcast(x: Tensor) -> Tensor:
+    return Broadcast()(x)
 
 
 def send(x: Tensor) -> Tensor:

@@ -57,6 +57,13 @@ class ThreadCommunicator:
     def all_gather(self, x: Array) -> Array:
         return np.concatenate(self._all(x), axis=-1)
 
+    def reduce_scatter(self, x: Array) -> Array:
+        part = np.split(self.all_reduce(x), self._mesh.tp, axis=-1)[self._mesh.tp_rank]
+        return np.ascontiguousarray(part)
+
+    def broadcast(self, x: Array) -> Array:
+        return self._all(x)[0]
+
     def send(self, x: Array) -> None:
         self._wire.links[self._mesh.pp_rank, self._mesh.tp_rank].put(x.copy())
 

@@ -228,6 +228,14 @@ def test_an_exchange_goes_through_the_communicator() -> None:
             self.said.append("all_gather")
             return np.concatenate([x, x], -1)
 
+        def reduce_scatter(self, x: Array) -> Array:
+            self.said.append("reduce_scatter")
+            return 2 * x[..., : x.shape[-1] // 2]
+
+        def broadcast(self, x: Array) -> Array:
+            self.said.append("broadcast")
+            return x - x
+
         def send(self, x: Array) -> None:
             self.said.append("send")
 
@@ -238,11 +246,15 @@ def test_an_exchange_goes_through_the_communicator() -> None:
     x, wire = random(DType.F32, 3, 4), Loud()
     np.testing.assert_array_equal(F.AllReduce().exchange(wire, x), 2 * x)
     assert F.AllGather(2).exchange(wire, x).shape == (3, 8)
+    assert F.ReduceScatter(2).exchange(wire, x).shape == (3, 2)
+    assert (F.Broadcast().exchange(wire, x) == 0).all()
     assert F.Send().exchange(wire, x) is x
     like = np.zeros(3, np.int64)
     assert (F.Receive(DType.F32, (4,)).exchange(wire, like) == 7).all()
-    assert wire.said == ["all_reduce", "all_gather", "send", "receive float32[3, 4]"]
-    for op in (F.AllReduce(), F.AllGather(2), F.Send(), F.Receive(DType.F32, (4,))):
+    heard = ["all_reduce", "all_gather", "reduce_scatter", "broadcast", "send"]
+    assert wire.said == [*heard, "receive float32[3, 4]"]
+    joint: list[Op] = [F.AllReduce(), F.AllGather(2), F.ReduceScatter(2), F.Broadcast()]
+    for op in (*joint, F.Send(), F.Receive(DType.F32, (4,))):
         with pytest.raises(GraphError, match="declares no NumPy definition"):
             op.compute(x)
 
@@ -260,7 +272,7 @@ def test_what_is_fed_has_no_value_of_its_own() -> None:
 
 def test_every_op_that_computes_is_tried_here() -> None:
     source = (F.Input, F.Weight, F.CacheBlocks, F.StateSlots)
-    collective = (F.AllReduce, F.AllGather, F.Send, F.Receive)
+    collective = (F.AllReduce, F.AllGather, F.ReduceScatter, F.Broadcast, F.Send, F.Receive)
     # Those with a file of their own.
     elsewhere: tuple[type[Op], ...] = (F.Attention, F.SinkAttention, F.BidirectionalAttention)
     elsewhere += (F.CrossAttention, F.RelativeAttention)

@@ -33,6 +33,11 @@ class Meeting:
         self.barrier.wait()  # nobody writes before all have read
         if operation == "ALL_REDUCE":
             return np.sum([s.astype(np.float32) for s in shares], axis=0).astype(x.dtype)
+        if operation == "REDUCE_SCATTER":
+            total = np.sum([s.astype(np.float32) for s in shares], axis=0).astype(x.dtype)
+            return np.split(total, len(shares))[rank]
+        if operation == "BROADCAST":
+            return shares[0]
         assert operation == "ALL_GATHER"
         return np.concatenate(shares, axis=0)
 
