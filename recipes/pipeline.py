@@ -26,7 +26,7 @@ from paddock.models import registry
 from paddock.models.config import ConfigError, Task
 from paddock.models.registry import Architecture
 from paddock.recipes import engine_kinds, ranks
-from paddock.recipes.build_cache import BuildCache
+from paddock.recipes.build_cache import BuildCache, home
 from paddock.recipes.builder import Builder, rank_folder, timed
 from paddock.recipes.derive import (
     CACHE_SHARE,
@@ -257,6 +257,7 @@ def open_rank(
     place = rank_folder(rank)
     weights = BoundWeights.open(weights_folder / place, checkpoint.folder)
     options = engine_options(recipe, neighbours=neighbours)
+    options["machine"] = home() / "machine" / recipe.engine.name  # what engines find out about it
     engine = kind.load(folder / place)
     if communicator is None:
         return engine.open(weights, options)

@@ -85,17 +85,18 @@ class CUDAEngine:
     def open(
         self, weights: WeightSource, options: Mapping[str, Any], *, device: Device | None = None
     ) -> CUDASession:
-        """Bring the weights to the GPU. `options`: `block_size`, `precision`, `tuned`.
+        """Bring the weights to the GPU. `options`: `block_size`, `precision`, `machine`.
 
         `precision` "fp8" keeps the matrices of products as e4m3 with a scale for each row, and
-        gives what is multiplied with them the same form. `tuned` is a file that remembers which
-        algorithms were fastest. `device` is the double of tests.
+        gives what is multiplied with them the same form. `machine` is a folder in which the
+        engine remembers what it finds out about this machine: which algorithms were fastest.
+        `device` is the double of tests.
         """
         from paddock.engines.cuda.gpu import GPU
 
         if device is None:
-            tuned = options.get("tuned")
-            device = GPU(tuned=Path(tuned) if tuned else None)
+            folder = options.get("machine")
+            device = GPU(tuned=Path(folder) / "products.json" if folder else None)
         shrink = None
         if options.get("precision") == "fp8":
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -16,6 +14,7 @@ import numpy as np
 from paddock.engines.cuda.cublaslt import CublasLt, Product, Shape, fastest
 from paddock.engines.cuda.cudnn_attention import CuDNN
 from paddock.engines.cuda.device import Instruction, StoredWeight
+from paddock.engines.cuda.tuned import Tuned
 from paddock.engines.protocol import BuildError
 from paddock.graph import Array, DType
 
@@ -80,7 +79,7 @@ class GPU:
         self._workspace = cupy.empty(WORKSPACE, np.uint8)
         self._flush = cupy.empty(FLUSH, np.uint8)
         self._products: dict[Shape, Product] = {}
-        self._tuned = _Tuned(tuned, f"{self.name} cublasLt {self.lt.version}")
+        self._tuned = Tuned(tuned, f"{self.name} cublasLt {self.lt.version}")
         self._pinned = [cupy.cuda.alloc_pinned_memory(CHUNK) for _ in range(2)]
         self._pool = ThreadPoolExecutor(UPLOADERS, "paddock-upload")
         self._modules: dict[tuple[Any, ...], Any] = {}
@@ -343,11 +342,11 @@ class GPU:
         if shape not in self._products:
             self._products[shape] = product
             product.propose(8 if shape.rows <= 1024 else 3)  # large ones take long to try
-            known = self._tuned.get(shape)
+            known = self._tuned.get(str(shape))
             if known is not None and known < len(product.algorithms):
                 product.chosen = known
             elif not self.stream.is_capturing():
-                self._tuned.put(shape, fastest(product, run, self._time))
+                self._tuned.put(str(shape), fastest(product, run, self._time))
         run(None)
 
     def _time(self, run: Callable[[], None]) -> float:
@@ -396,34 +395,6 @@ class GPU:
             graph.launch(self.stream)
 
         return launch
-
-
-class _Tuned:
-    """Which algorithm was fastest for each shape, kept in a file for one GPU and library."""
-
-    def __init__(self, file: Path | None, machine: str) -> None:
-        self._file, self._machine = file, machine
-        self._known: dict[str, int] = {}
-        if file is not None:
-            try:
-                found = json.loads(file.read_text("utf-8"))
-                if found.get("machine") == machine:
-                    self._known = {str(k): int(v) for k, v in found["chosen"].items()}
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):
-                self._known = {}  # absent or damaged: found anew
-
-    def get(self, shape: Shape) -> int | None:
-        return self._known.get(str(shape))
-
-    def put(self, shape: Shape, algorithm: int) -> None:
-        self._known[str(shape)] = algorithm
-        if self._file is None:
-            return
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        written = self._file.with_suffix(f".{os.getpid()}")
-        text = json.dumps({"machine": self._machine, "chosen": self._known})
-        written.write_text(text, "utf-8")
-        written.replace(self._file)
 
 
 def _address(array: Any) -> int:
