@@ -47,6 +47,7 @@ class StepInputs:
     logit_rows: Array  # i64 [R]: the tokens whose logits are wanted
     token_types: Array | None = None  # i64 [T]: the segment of a pair, for encoders that have them
     source_ids: Array | None = None  # i64 [E], often none
+    source_features: Array | None = None  # f32 [E, size], in the place of ids where one hears
     source_positions: Array | None = None  # i64 [E]
     source_starts: Array | None = None  # i32 [S + 1]
     source_lengths: Array | None = None  # i32 [S]

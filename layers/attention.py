@@ -47,7 +47,7 @@ class Attention(Module):
         out_bias: bool = False,
     ) -> None:
         q, kv = heads * head_dim, kv_heads * head_dim
-        self.qkv_proj = ColumnLinear(
+        self.qkv_proj: Module = ColumnLinear(
             hidden, {"q": q, "k": kv, "v": kv}, unit=head_dim, repeat=True, bias=bias
         )
         self.q_norm, self.k_norm = q_norm, k_norm

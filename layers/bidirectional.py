@@ -39,7 +39,7 @@ class BidirectionalAttention(Module):
         out_bias: bool = True,
     ) -> None:
         size = heads * head_dim
-        self.qkv_proj = ColumnLinear(
+        self.qkv_proj: Module = ColumnLinear(
             hidden, {"q": size, "k": size, "v": size}, unit=head_dim, bias=bias
         )
         self.rotary = rotary

@@ -26,7 +26,9 @@ class CrossAttention(Module):
     ) -> None:
         size = heads * head_dim
         self.q_proj = ColumnLinear(hidden, {"q": size}, unit=head_dim, bias=bias)
-        self.kv_proj = ColumnLinear(hidden, {"k": size, "v": size}, unit=head_dim, bias=bias)
+        self.kv_proj: Module = ColumnLinear(
+            hidden, {"k": size, "v": size}, unit=head_dim, bias=bias
+        )
         self.o_proj = RowLinear(size, hidden, unit=head_dim, bias=bias)
         self.head_dim = head_dim
         self.scale = head_dim**-0.5 if scale is None else scale

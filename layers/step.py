@@ -47,6 +47,10 @@ class Step:
             sequence_starts=self.source_starts,
         )
 
+    def features(self, size: int) -> Tensor:
+        """What an encoder reads that hears: f32 [source tokens, size]."""
+        return input_tensor("source_features", DType.F32, SOURCE_TOKENS, size)
+
     @staticmethod
     def inputs(max_context: int) -> "Step":
         """A step whose tensors are inputs of the current graph."""

@@ -169,6 +169,11 @@ class ModelConfig(BaseModel):
         return found if isinstance(found, int) else None
 
     @property
+    def longest_source(self) -> int | None:
+        """Places of the longest source that an encoder-decoder reads; None: as `longest`."""
+        return None
+
+    @property
     def depth(self) -> int:
         """How many layers `cut` counts."""
         return int(getattr(self, "num_hidden_layers", 1))

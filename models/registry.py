@@ -117,6 +117,7 @@ ARCHITECTURES: dict[str, str] = {
     "StableLmForCausalLM": "paddock.models.stablelm",
     "Starcoder2ForCausalLM": "paddock.models.starcoder2",
     "T5ForConditionalGeneration": "paddock.models.t5",
+    "WhisperForConditionalGeneration": "paddock.models.whisper",
     "XLMRobertaForMaskedLM": "paddock.models.xlm_roberta",
     "XLMRobertaForSequenceClassification": "paddock.models.xlm_roberta",
     "XLMRobertaForTokenClassification": "paddock.models.xlm_roberta",
@@ -129,7 +130,8 @@ class ModelClass(Protocol):
     """What an architecture's class gives beside being a Module.
 
     `task` (`Task`, "generate" where it is left out) says what its output is; a classifier's
-    `reads` (`Reads`), of which tokens. `reads_source` is true of an encoder-decoder.
+    `reads` (`Reads`), of which tokens. `reads_source` is true of an encoder-decoder,
+    `hears` of one that is fed windows of a log-mel (`paddock.runtime.log_mel`).
     """
 
     Config: type[ModelConfig]
@@ -154,6 +156,14 @@ class Architecture:
     def reads_source(self) -> bool:
         """Whether a prompt is what an encoder reads, and the answer a decoder's."""
         return bool(getattr(self.model_class, "reads_source", False))
+
+    @property
+    def heard(self) -> tuple[int, int] | None:
+        """Of a model that hears, places and numbers of what its encoder is fed."""
+        if not getattr(self.model_class, "hears", False):
+            return None
+        bands = int(getattr(self.config, "num_mel_bins", 0))
+        return self.config.longest_source or 0, 3 * (3 * bands + 1)
 
     @property
     def task(self) -> Task:

@@ -18,6 +18,7 @@ from paddock.runtime.chat_template import Message
 from paddock.runtime.errors import QueueFull, RequestError
 from paddock.runtime.generate import generate
 from paddock.runtime.handle import RequestHandle
+from paddock.runtime.log_mel import checked_sound, log_mel, windows
 from paddock.runtime.outputs import (
     Increment,
     PromptLogprobs,
@@ -29,6 +30,7 @@ from paddock.runtime.request import FinishReason
 from paddock.runtime.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
+    from paddock.graph.dtype import Array
     from paddock.recipes.schema import Recipe
     from paddock.runtime.encoder import Classification, Embedding, TaggedText
     from paddock.runtime.loop import Loop
@@ -314,16 +316,47 @@ class LLM:
         """
         return self._running.encoder.score(pairs)
 
+    def transcribe(
+        self,
+        sounds: Sequence[Array],
+        params: SamplingParams | None = None,
+    ) -> list[Completion]:
+        """The words in each sound, of a model that hears: 30 seconds of it at most.
+
+        A sound is samples in [-1, 1], 16000 a second, as `paddock.runtime.log_mel.read_wav` reads
+        them from a file. The recipe's `answer_language` (`<|fr|>`) is the language spoken, English
+        where it is left out. Raises `RequestError`.
+        """
+        heard = self._running.built.architecture.heard
+        if heard is None:
+            raise RequestError(f"{self.recipe.name} hears nothing; choose a recipe that does")
+        bands, seconds = (heard[1] // 3 - 1) // 3, heard[0] * 2 / 100
+        settings = self.resolve(params)
+        handles: list[RequestHandle] = []
+        try:
+            for sound in sounds:
+                features = windows(log_mel(checked_sound(sound, seconds), bands, seconds))
+                handles.append(self._submit_when_room(features, settings))
+            return [_completion((), handle.result()) for handle in handles]
+        except BaseException:
+            for handle in handles:
+                handle.cancel()
+            raise
+
     def submit(self, prompt: Prompt, params: SamplingParams | None = None) -> RequestHandle:
         """Queue one prompt, waiting for room in the queue; the handle streams or waits.
 
         For priorities, deadlines and refusal in the place of waiting: `llm.running.loop.submit`.
         """
-        token_ids, settings = self._token_ids(prompt), self.resolve(params)
+        return self._submit_when_room(self._token_ids(prompt), self.resolve(params))
+
+    def _submit_when_room(
+        self, prompt: str | Sequence[int] | Array, params: SamplingParams
+    ) -> RequestHandle:
         while True:
             departures = self._loop.departures
             try:
-                return self._loop.submit(token_ids, settings)
+                return self._loop.submit(prompt, params)
             except QueueFull:
                 self._loop.wait_for_room(departures)
 

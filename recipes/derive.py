@@ -163,7 +163,17 @@ def answer_begins(checkpoint: Path, language: int | None = None) -> list[int]:
             f"{files[0]}: it says no decoder_start_token_id, with which every answer begins; add it"
         )
     forced = token_id("forced_bos_token_id") if language is None else language
-    return [first] if forced is None else [first, forced]
+    begins = [first] if forced is None else [first, forced]
+    return begins + _speech_tokens(said[0], known=language is not None)
+
+
+def _speech_tokens(generation: Mapping[str, Any], *, known: bool) -> list[int]:
+    """Whisper's tokens for the language, unless `known`, the task, and no times in the text."""
+    tasks, languages = (generation.get(name) for name in ("task_to_id", "lang_to_id"))
+    task = tasks.get("transcribe") if isinstance(tasks, dict) else None
+    language = languages.get("<|en|>") if isinstance(languages, dict) and not known else None
+    found = [language, task, generation.get("no_timestamps_token_id")]
+    return [token for token in found if type(token) is int and token >= 0]
 
 
 def derive_limits(
@@ -175,6 +185,7 @@ def derive_limits(
     block_bytes: int,
     unclaimed_bytes: int,
     state_bytes: int = 0,
+    max_source: int = 0,
     most_sequences: int | None = None,
     most_tokens_per_step: int | None = None,
     cache_share: float = CACHE_SHARE,
@@ -183,9 +194,10 @@ def derive_limits(
     what an engine was compiled for that was compiled for sizes.
 
     `unclaimed_bytes` is what the engine may still take for itself at its first steps, `state_bytes`
-    what layers keep of a sequence beside its blocks. The cache gets what its sequences can use, out
-    of the memory that is free less that and a tenth of all: a guess that is too small costs speed,
-    one that is too large the process. Raises `RecipeError` where not even one short sequence fits.
+    what layers keep of a sequence beside its blocks, `max_source` the places of the longest source
+    of an encoder-decoder. The cache gets what its sequences can use, out of the memory that is free
+    less that and a tenth of all: a guess that is too small costs speed, one that is too large the
+    process. Raises `RecipeError` where not even one short sequence fits.
     """
     asked = recipe.limits
     sequences = asked.max_sequences or most_sequences
@@ -209,18 +221,19 @@ def derive_limits(
             f"limits.max_tokens_per_step is {per_step}, limits.max_sequences {sequences}: every"
             " sequence takes a token in each step, so the first must not be less"
         )
+    sources = ceil(max_source / block_size)
     blocks = _cache_blocks(
         recipe,
         machine,
         # One block more for each: the last one of a sequence is never quite full.
-        usable=sequences * (ceil(max_context / block_size) + 1),
-        fewest=ceil(min(max_context, SHORTEST) / block_size) + 1,
+        usable=sequences * (ceil(max_context / block_size) + 1 + sources),
+        fewest=ceil(min(max_context, SHORTEST) / block_size) + 1 + sources,
         block_bytes=block_bytes,
         unclaimed_bytes=unclaimed_bytes,
         states_bytes=sequences * state_bytes,
         room=room,
     )
-    context = min(max_context, (blocks - 1) * block_size)
+    context = min(max_context, (blocks - 1 - sources) * block_size)
     in_memory = max(machine.memory_bytes // 64 // TOKEN_BYTES, context)
     return Limits(
         max_sequences=sequences,

@@ -338,6 +338,7 @@ def _start_loop(
         block_size=session.block_size,
         block_bytes=session.block_bytes,
         state_bytes=session.state_bytes,
+        max_source=_longest_source(built),
         # The mapped weights count as free memory until they are read, and an engine may
         # repack them at its first step.
         unclaimed_bytes=int(getattr(session, "step_bytes", built.manifest["weight_bytes"])),
@@ -363,7 +364,12 @@ def _start_loop(
         for one in sessions:
             loops.append(
                 EngineLoop(
-                    one, limits, tokenizer=tokenizer, grammars=grammars, answer_begins=begins
+                    one,
+                    limits,
+                    tokenizer=tokenizer,
+                    grammars=grammars,
+                    answer_begins=begins,
+                    heard=built.architecture.heard,
                 )
             )
     except BaseException:
@@ -374,6 +380,13 @@ def _start_loop(
         return loops[0]
     reuse = not session.state_bytes and not begins
     return Replicas(loops, session.block_size, tokenizer=tokenizer, reuse=reuse)
+
+
+def _longest_source(built: BuiltEngine) -> int:
+    """Places of the longest source of an encoder-decoder, which lie in blocks, too."""
+    if not built.architecture.reads_source:
+        return 0
+    return built.architecture.config.longest_source or built.context.tokens
 
 
 def language_token(recipe: Recipe, tokenizer: Tokenizer) -> int | None:

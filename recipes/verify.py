@@ -12,7 +12,7 @@ import numpy as np
 from paddock.engines import reference
 from paddock.engines.protocol import BuildError, Session, StepInputs, WeightSource
 from paddock.graph import Array, Graph, Module
-from paddock.graph.ops import CacheBlocks, CrossAttention, Route, StateSlots, Weight
+from paddock.graph.ops import CacheBlocks, CrossAttention, Input, Route, StateSlots, Weight
 from paddock.weights.source import cast
 
 WHOLE_BYTES = 1 << 30
@@ -39,6 +39,7 @@ STEPS: tuple[tuple[tuple[str, int], ...], ...] = (
 BLOCKS = {"a": (5, 1, 3), "b": (4, 2, 0)}  # of up to 3 blocks each, in no order
 SOURCES = {"a": 29, "b": 7}
 """Tokens of what each is an answer to, where the model reads it with an encoder."""
+FEATURES = "source_features"
 SOURCE_BLOCKS = {"a": (6, 8), "b": (7, 9)}
 SLOTS = {"a": 2, "b": 0}
 
@@ -93,13 +94,18 @@ class Asked:
     """Tokens choose experts, and a few may choose others than exact arithmetic would."""
     sources: bool = False
     """An encoder reads what each sequence is an answer to."""
+    features: int | None = None
+    """It hears: so many numbers for each place of a source."""
 
     @staticmethod
     def of(graph: Graph, vocab_size: int | None) -> Asked:
         keeps = any(isinstance(n.op, CacheBlocks | StateSlots) for n in graph.nodes)
         routed = next(graph.find(Route), None) is not None
         sources = next(graph.find(CrossAttention), None) is not None
-        return Asked(vocab_size, whole=not keeps, routed=routed, sources=sources)
+        heard = (n for n in graph.find(Input) if isinstance(n.op, Input))
+        features = [n.outputs[0].type.size(1) for n in heard if n.op.attributes["key"] == FEATURES]
+        size = features[0] if features else None
+        return Asked(vocab_size, whole=not keeps, routed=routed, sources=sources, features=size)
 
     @property
     def logits(self) -> bool:
@@ -218,10 +224,20 @@ def _asked_steps(block_size: int, vocab_size: int, asked: Asked) -> list[StepInp
     made = steps(block_size, vocab_size, whole=asked.whole)
     if not asked.sources:
         return made
-    return [
+    made = [
         with_sources(step, [name for name, _ in sequences], block_size, vocab_size)
         for step, sequences in zip(made, STEPS, strict=True)
     ]
+    if asked.features is None:
+        return made
+    return [_heard(step, asked.features) for step in made]
+
+
+def _heard(step: StepInputs, size: int) -> StepInputs:
+    """The same with features in the place of source ids: those of an id are always the same."""
+    assert step.source_ids is not None
+    features = [np.random.default_rng(int(i)).standard_normal(size) for i in step.source_ids]
+    return replace(step, source_features=np.array(features, np.float32).reshape(-1, size))
 
 
 def with_sources(

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
 from paddock.engines.protocol import Session, SessionLost
+from paddock.graph.dtype import Array
 from paddock.runtime.admission import Admission
 from paddock.runtime.ahead_stepper import AheadStepper
 from paddock.runtime.constraint import Grammars
@@ -62,19 +63,23 @@ class EngineLoop:
         tokenizer: TextCodec | None = None,
         grammars: Grammars | None = None,
         answer_begins: Sequence[int] = (),
+        heard: tuple[int, int] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Allocates the cache; what `session.allocate_cache` raises is raised here.
 
         Without a tokenizer prompts are token ids, and there is no text; without `grammars` there
         are no structured outputs. `answer_begins`: the tokens with which every answer of an
-        encoder-decoder begins; prompts are then what its encoder reads.
+        encoder-decoder begins; prompts are then what its encoder reads, or, with `heard`, features
+        of this shape (`paddock.runtime.log_mel`).
         """
         self.limits = limits
         self._session = session
         self._clock = clock
         hasher = PrefixHasher(session.block_size)
-        self._intake = Intake(session, limits, tokenizer, hasher, clock, grammars, answer_begins)
+        self._intake = Intake(
+            session, limits, tokenizer, hasher, clock, grammars, answer_begins, heard
+        )
         self._admission = Admission(limits, clock)
         kind = AheadStepper if hasattr(session, "choose") else Stepper
         self._stepper = kind(
@@ -124,7 +129,7 @@ class EngineLoop:
 
     def submit(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | Array,
         params: SamplingParams | None = None,
         *,
         priority: int = 0,

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from paddock.engines.protocol import Session
+from paddock.graph.dtype import Array
 from paddock.runtime.bad_words import bad_words_token_ids
 from paddock.runtime.constraint import Constraint, Grammars
 from paddock.runtime.errors import RequestError, RequestTooLarge
@@ -47,8 +48,10 @@ class Intake:
         clock: Callable[[], float],
         grammars: Grammars | None = None,
         answer_begins: Sequence[int] = (),
+        heard: tuple[int, int] | None = None,
     ) -> None:
-        """`answer_begins`: of an encoder-decoder, whose prompts are what the encoder reads."""
+        """`answer_begins`: of an encoder-decoder, whose prompts are what the encoder reads;
+        `heard`: of one that hears, the shape of features."""
         self._limits = limits
         self._tokenizer = tokenizer
         self._grammars = grammars
@@ -57,13 +60,13 @@ class Intake:
         self._vocab_size = session.vocab_size
         self._block_size = session.block_size
         self._context = min(limits.max_context, limits.cache_blocks * session.block_size)
-        self._answer_begins = list(answer_begins)
+        self._answer_begins, self._heard = list(answer_begins), heard
         self._numbers = itertools.count()
         self.eos_token_ids = tokenizer.eos_token_ids if tokenizer else frozenset[int]()
 
     def request(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | Array,
         params: SamplingParams,
         *,
         priority: int,
@@ -74,13 +77,16 @@ class Intake:
         """See `EngineLoop.submit`. Raises `RequestError` for what is wrong, naming it."""
         arrival = self._clock()
         number = next(self._numbers)
+        features = self._features(prompt)
+        if features is not None:
+            prompt = [0] * len(features)
         if isinstance(prompt, str):
             prompt = self._encode(prompt)
         source = None
         if self._answer_begins:
             if params.prompt_logprobs is not None:
                 raise RequestError("prompt_logprobs: an encoder gives its prompt no probabilities")
-            self._check_source(len(prompt))
+            self._check_source(len(prompt), heard=features is not None)
             source, prompt = self._checked(prompt), self._answer_begins
         max_tokens = self._max_tokens(len(prompt), params, 0 if source is None else len(source))
         token_ids = self._checked(prompt)
@@ -107,6 +113,7 @@ class Intake:
             samplers=self._samplers(token_ids.tolist(), params),
             streams=self._streams(token_ids, params),
             source_token_ids=source,
+            source_features=features,
         )
 
     def _encode(self, prompt: str) -> list[int]:
@@ -114,7 +121,7 @@ class Intake:
             raise RequestError("the prompt is text, and this engine loop has no tokenizer")
         return self._tokenizer.encode(prompt)
 
-    def _checked(self, prompt: Sequence[int]) -> TokenIds:
+    def _checked(self, prompt: Sequence[int] | Array) -> TokenIds:
         try:
             token_ids = np.array(prompt)
         except (ValueError, OverflowError) as error:
@@ -132,12 +139,25 @@ class Intake:
             )
         return token_ids.astype(np.int64, copy=False)
 
-    def _check_source(self, length: int) -> None:
+    def _features(self, prompt: str | Sequence[int] | Array) -> Array | None:
+        """The prompt, where it is what a model hears. Raises `RequestError` where it is not."""
+        shape = self._heard
+        given = isinstance(prompt, np.ndarray) and prompt.ndim == 2
+        if shape is None and not given:
+            return None
+        found = np.asarray(prompt, np.float32) if given else None
+        if shape is None or found is None or found.shape != shape or not np.isfinite(found).all():
+            what = f"an array {list(np.shape(prompt))}" if given else "text or token ids"
+            expected = "text or token ids" if shape is None else f"finite features {list(shape)}"
+            raise RequestError(f"the prompt is {what}, and this model takes {expected}")
+        return found
+
+    def _check_source(self, length: int, *, heard: bool) -> None:
         """That the encoder can read so many tokens, and a short answer fits beside them."""
         if length == 0:
             raise RequestError("the prompt is empty; it needs at least one token")
         beside = (self._limits.cache_blocks - 1) * self._block_size
-        longest = min(self._limits.max_context, beside)
+        longest = beside if heard else min(self._limits.max_context, beside)
         if length > longest:
             raise RequestTooLarge(
                 f"the prompt has {length} tokens, the encoder reads {longest} at most"

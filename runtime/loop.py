@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from paddock.graph.dtype import Array
 from paddock.runtime.engine_loop import Listener
 from paddock.runtime.handle import RequestHandle
 from paddock.runtime.limits import Limits
@@ -19,7 +20,7 @@ class Loop(Protocol):
 
     def submit(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | Array,
         params: SamplingParams | None = None,
         *,
         priority: int = 0,

@@ -11,6 +11,7 @@ from typing import Self
 
 import numpy as np
 
+from paddock.graph.dtype import Array
 from paddock.runtime.engine_loop import CLOSED, EngineLoop, Listener
 from paddock.runtime.errors import LoopClosed, QueueFull
 from paddock.runtime.handle import RequestHandle
@@ -66,7 +67,7 @@ class Replicas:
 
     def submit(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | Array,
         params: SamplingParams | None = None,
         *,
         priority: int = 0,
@@ -195,7 +196,7 @@ class Replicas:
     ) -> None:
         self.close(drain=error is None)
 
-    def _digests(self, prompt: str | Sequence[int], cache_salt: str) -> list[bytes]:
+    def _digests(self, prompt: str | Sequence[int] | Array, cache_salt: str) -> list[bytes]:
         """Of the prompt's full blocks; none of a prompt that the intake will refuse."""
         try:
             token_ids = np.array(prompt, np.int64)

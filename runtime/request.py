@@ -8,6 +8,7 @@ from enum import Enum, StrEnum
 import numpy as np
 import numpy.typing as npt
 
+from paddock.graph.dtype import Array
 from paddock.runtime.sampler import SampledToken, SequenceSampler
 from paddock.runtime.sampling_params import SamplingParams
 from paddock.runtime.text_stream import TextStream
@@ -54,6 +55,7 @@ class Request:
         samplers: list[SequenceSampler],
         streams: list[TextStream],
         source_token_ids: TokenIds | None = None,
+        source_features: Array | None = None,
     ) -> None:
         """`number` is unique and grows; `arrival` and `deadline` are times of the loop's clock.
 
@@ -61,12 +63,14 @@ class Request:
         `block_digests` are those of the prompt's full blocks, after `root_digest`. `samplers`
         and `streams`, one for each sequence, choose the tokens and make the text.
         `source_token_ids` is what an encoder-decoder's encoder reads; the prompt is then what its
-        answers begin with.
+        answers begin with. `source_features` [places, size] is what one hears instead; its ids
+        are zeros then.
         """
         self.number = number
         self.request_id = request_id
         self.prompt_token_ids = prompt_token_ids
         self.source_token_ids = source_token_ids
+        self.source_features = source_features
         self.params = params
         self.priority = priority
         self.arrival = arrival
@@ -92,10 +96,10 @@ class Request:
 
     @property
     def asked_token_ids(self) -> TokenIds:
-        """What was asked: the source where there is one, else the prompt."""
-        if self.source_token_ids is not None:
-            return self.source_token_ids
-        return self.prompt_token_ids
+        """What was asked: the source where it is of tokens, else the prompt."""
+        if self.source_token_ids is None or self.source_features is not None:
+            return self.prompt_token_ids
+        return self.source_token_ids
 
     @property
     def prompt_length(self) -> int:

@@ -98,7 +98,7 @@ class StepPlanner:
             logit_rows=logit_rows,
         )
         if chunks and chunks[0].sequence.source_length:
-            inputs = replace(inputs, **_sources(chunks))
+            inputs = replace(inputs, **_sources(chunks), source_features=_features(chunks))
         return PlannedStep(decision, inputs, sampled, sampled_rows, prompts)
 
     def _logit_rows(
@@ -155,6 +155,16 @@ _NO_TOKENS = np.zeros(0, np.int64)
 def _source_of(sequence: Sequence) -> TokenIds:
     source = sequence.request.source_token_ids
     return _NO_TOKENS if source is None else source
+
+
+def _features(chunks: list[Chunk]) -> Array | None:
+    """What those that begin hear, one after another."""
+    heard = [chunk.sequence.request.source_features for chunk in chunks]
+    found = [features for features in heard if features is not None]
+    if not found:
+        return None
+    begin = [f for f, chunk in zip(found, chunks, strict=True) if not chunk.past]
+    return np.concatenate(begin) if begin else found[0][:0]
 
 
 def _sources(chunks: list[Chunk]) -> dict[str, Array]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from paddock.engines.openvino.lowering import BLOCK_SIZE
 from paddock.engines.openvino.pieces import Piece, cut
-from paddock.engines.openvino.session import ONE_TOKEN, OpenVINOSession
+from paddock.engines.openvino.session import OpenVINOSession, one_token
 from paddock.engines.protocol import StepInputs, WeightSource
 from paddock.graph import Array, DType, Graph, Node, Tensor
 from paddock.graph.ops import Collective, Communicator, Input, Receive
@@ -45,7 +45,7 @@ class RankSession:
         self.block_bytes = sum(session.block_bytes for session in sessions)
         self.state_bytes = sum(session.state_bytes for session in sessions)
         self.allocate_cache(1)
-        self.run(ONE_TOKEN)
+        self.run(one_token(graph))
 
     def allocate_cache(self, blocks: int, slots: int = 1) -> None:
         for _, session in self._pieces:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from math import prod
 from typing import Any
 
@@ -54,6 +54,15 @@ ONE_TOKEN = StepInputs(
     source_table=np.zeros(1, np.int32),
     source_table_starts=np.array([0, 1], np.int32),
 )
+
+
+def one_token(graph: Graph) -> StepInputs:
+    """The same with features of silence, where the graph reads features."""
+    for node in graph.find(Input):
+        if isinstance(node.op, Input) and node.op.key == "source_features":
+            silence = np.zeros((1, node.outputs[0].type.size(1)), np.float32)
+            return replace(ONE_TOKEN, source_features=silence)
+    return ONE_TOKEN
 
 
 class OpenVINOSession:
@@ -114,7 +123,7 @@ class OpenVINOSession:
             )
             if piece_of is None:
                 self.allocate_cache(1)
-                self.run(ONE_TOKEN)
+                self.run(one_token(graph))
         # A piece has not repacked anything yet.
         self._huge_pages = HugePages(taken_since(before) if piece_of is None else [])
         self._huge_pages.start()

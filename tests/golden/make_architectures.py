@@ -19,7 +19,6 @@ PAGE = ROOT / "docs" / "architectures.md"
 MEASURED = Path(__file__).with_name("encoder_errors.json")
 ASKED = {"generate": "text", "embed": "vectors", "classify": "labels"}
 NOT_THERE = (
-    "Whisper",
     "vision-language models (LLaVA, Qwen2-VL, Gemma 3 with images, SmolVLM)",
     "DBRX, RecurrentGemma, DeBERTa, GTE and Jina BERT",
 )

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from paddock.graph import Array
+from paddock.runtime.log_mel import windows
 
 Config = dict[str, Any]
 SEEDS = (1, 2, 3)
@@ -69,6 +70,17 @@ def _like_bart(model_type: str, name: str) -> Callable[[np.random.Generator], Co
     return lambda random: _bart(random) | {"model_type": model_type, "architectures": [name]}
 
 
+def _whisper(random: np.random.Generator) -> Config:
+    drawn = _like_bart("whisper", "WhisperForConditionalGeneration")(random)
+    drawn["scale_embedding"] = False
+    del drawn["max_position_embeddings"]
+    return drawn | {
+        "num_mel_bins": int(random.integers(3, 9)),
+        "max_source_positions": int(random.integers(3, 40)),
+        "max_target_positions": CONTEXT,
+    }
+
+
 DRAW: dict[str, Callable[[np.random.Generator], Config]] = {
     "t5": _t5,
     "bart": _bart,
@@ -76,6 +88,7 @@ DRAW: dict[str, Callable[[np.random.Generator], Config]] = {
     "marian": _like_bart("marian", "MarianMTModel"),
     "pegasus": _like_bart("pegasus", "PegasusForConditionalGeneration"),
     "m2m_100": _like_bart("m2m_100", "M2M100ForConditionalGeneration"),
+    "whisper": _whisper,
 }
 NAMES = tuple(f"{family}/{seed}" for family in DRAW for seed in SEEDS)
 
@@ -102,8 +115,17 @@ class EncoderDecoderCase:
         return int(found)
 
     @property
+    def mels(self) -> list[Array]:
+        """Of Whisper, what it hears: [bands, frames]."""
+        config, random = self.config, self.random("mels")
+        shape = (config["num_mel_bins"], 2 * config["max_source_positions"])
+        return [random.standard_normal(shape).astype(np.float32) for _ in self.answers]
+
+    @property
     def sources(self) -> list[Array]:
-        """Longer than a block of any engine, and of a single token."""
+        """Longer than a block of any engine, and of a single token; features where it hears."""
+        if self.config["model_type"] == "whisper":
+            return [windows(mel) for mel in self.mels]
         return self._sequences("sources", (41, 1, 12, 19))
 
     @property

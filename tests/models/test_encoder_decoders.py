@@ -67,7 +67,8 @@ def play(
     of_sources = [[free.pop() for _ in range(ceil(len(ids) / size))] for ids in sources]
     of_answers = [[free.pop() for _ in range(ceil(len(ids) / size))] for ids in answers]
     soil = step_inputs(session, [(np.full(size, 5), 0, [of_answers[0][0]])], np.arange(1))
-    session.run(_with_sources(soil, [np.full(size, 6)], [of_sources[1][:1]]))
+    dirt = np.zeros_like(sources[1][:1]) + 6
+    session.run(_with_sources(soil, [dirt], [of_sources[1][:1]]))
     done = [0] * len(answers)
     found: list[list[Array]] = [[] for _ in answers]
     for step in plan:
@@ -87,9 +88,11 @@ def _with_sources(step: Any, sources: list[Array], blocks: list[list[int]]) -> A
         source if past == 0 else source[:0]
         for source, past in zip(sources, step.past_lengths, strict=True)
     ]
+    heard = new[0].ndim == 2
     return replace(
         step,
-        source_ids=np.concatenate(new).astype(np.int64),
+        source_ids=None if heard else np.concatenate(new).astype(np.int64),
+        source_features=np.concatenate(new) if heard else None,
         source_positions=np.concatenate([np.arange(len(ids)) for ids in new]).astype(np.int64),
         source_starts=np.cumsum([0, *map(len, new)]).astype(np.int32),
         source_lengths=np.array([len(ids) for ids in sources], np.int32),
@@ -148,7 +151,11 @@ def test_stages_are_refused() -> None:
     ("name", "blocks", "engine"),
     [
         *(("t5/1", blocks, engine) for blocks in (200, 20) for engine in ENGINES),
-        *((name, 200, "openvino") for name in NAMES if name.endswith("/1") and name != "t5/1"),
+        *(
+            (name, 200, "openvino")
+            for name in NAMES
+            if name.endswith("/1") and name[:2] not in ("t5", "wh")
+        ),
     ],
 )
 def test_greedy_answers_are_those_of_generate(name: str, blocks: int, engine: str) -> None:

@@ -56,16 +56,20 @@ def save(case: EncoderDecoderCase, model: Any, folder: Path) -> None:
 
 def logits(case: EncoderDecoderCase, model: Any) -> list[Array]:
     """Of each answer, run whole beside its source alone: [tokens, vocab]."""
+    if case.config["model_type"] == "whisper":
+        given = [{"input_features": torch.tensor(mel)[None]} for mel in case.mels]
+    else:
+        given = [{"input_ids": torch.tensor(source)[None]} for source in case.sources]
     with torch.no_grad():
         return [
             np.asarray(
                 model(
-                    input_ids=torch.tensor(source)[None],
+                    **source,
                     decoder_input_ids=torch.tensor(answer)[None],
                     use_cache=False,
                 ).logits[0]
             )
-            for source, answer in zip(case.sources, case.answers, strict=True)
+            for source, answer in zip(given, case.answers, strict=True)
         ]
 
 
