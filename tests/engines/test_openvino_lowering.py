@@ -184,6 +184,8 @@ def test_every_op_of_the_table_is_compared() -> None:
         F.Attention,
         F.SinkAttention,
         F.BidirectionalAttention,
+        F.CrossAttention,
+        F.RelativeAttention,
         F.CacheBlocks,
         F.StateSlots,
     }
