@@ -192,7 +192,7 @@ def test_what_is_no_request_is_400_in_one_line(small: Serving, body: bytes) -> N
 
 
 def test_a_client_that_leaves_frees_its_blocks_at_every_stage(small: Serving) -> None:
-    """While it waits, while it runs, streamed or not; within a step each (some ms here)."""
+    """While it waits, while it runs, streamed or not; test_disconnects.py counts the steps."""
     for stream in (False, True):
         for _ in range(3):
             connections = [connect(small) for _ in range(5)]
