@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from paddock.engines.protocol import BuildError
+from paddock.graph.errors import nearest
 from paddock.recipes.build_key import Parts, differences
 from paddock.recipes.content import ContentHashes
 from paddock.recipes.errors import RecipeError
 from paddock.recipes.machine import GIB
-from paddock.recipes.shelf import DamagedError, Entry, Shelf
+from paddock.recipes.shelf import MANIFEST, DamagedError, Entry, Shelf, check_files, read
 
 DAY_S = 86_400
 
@@ -76,8 +77,27 @@ class BuildCache:
         ]
         if not of_recipe:
             return [f"nothing was built of {recipe} yet"]
-        nearest = min(of_recipe, key=lambda pair: (len(pair[0]), -pair[1].last_used))
-        return nearest[0] or ["it was built under another schema"]
+        closest = min(of_recipe, key=lambda pair: (len(pair[0]), -pair[1].last_used))
+        return closest[0] or ["it was built under another schema"]
+
+    def named(self, engine: str) -> Entry:
+        """An engine by its folder, its folder's name, or its key. Raises `RecipeError`."""
+        folder = Path(engine).expanduser()
+        try:
+            if (folder / MANIFEST).is_file():
+                entry = read(folder.absolute())
+                check_files(entry)
+                return entry
+            found = self.engines.find(engine.rpartition("-")[2])
+        except DamagedError as error:
+            raise RecipeError(f"{engine}: the engine is damaged: {error}; build it again") from None
+        if found is None:
+            names = [path.name for path, _ in self.engines.entries()]
+            raise RecipeError(
+                f"no engine {engine!r} is in {self.engines.root}{nearest(engine, names)};"
+                " `paddock cache list` shows those that are"
+            )
+        return found
 
     def require_space(self, nbytes: int, what: str) -> None:
         """Raise `BuildError` where the disk has no room for `nbytes` and a little more."""

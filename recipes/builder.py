@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from paddock.engines.protocol import (
+    BuildError,
     CompiledEngine,
     CompilingKind,
     Engine,
@@ -24,7 +26,7 @@ from paddock.graph.ops import Weight, scale_name
 from paddock.graph.tensor import fixed
 from paddock.recipes import verify
 from paddock.recipes.build_cache import BuildCache
-from paddock.recipes.build_key import graph_hash, key_of
+from paddock.recipes.build_key import differences, graph_hash, key_of
 from paddock.recipes.check_ranks import RanksCheck
 from paddock.recipes.content import source_hash
 from paddock.recipes.machine import measure
@@ -59,6 +61,7 @@ CODE_OF_WEIGHTS = tuple(
 # Bytes of the checkpoint a second: binding is bound by reading and hashing, and in int4 by the
 # search for each group's scale. Two cores, a checkpoint that is not in memory yet.
 BINDING_BYTES_S = {"none": 4e8, "int8": 2e8, "int4": 3e7}
+WEIGHTS_IN_PLAN = "weights in the plan"  # a part of the key of engines that compile
 CHUNKS_BYTES = 64 << 20  # what binding a rank holds at least
 COMPILING_S = 0.1  # for each layer: lowering, compiling twice (for the check, and to serve)
 
@@ -123,6 +126,60 @@ class Builder:
         engine.touch()
         return Done(engine, bound, made=False, reasons=[])
 
+    def refit(self, donor: Entry) -> Done:
+        """The same with what `donor` compiled, which other weights are given to.
+
+        Raises `BuildError` where more than the checkpoint's weights differs, before any is read.
+        """
+        self._require_refittable(donor)
+        with timed(self.timings, "look up"):
+            engine, _ = self._find_engine()
+        if engine is not None:
+            return Done(engine, self._bind_missing(), made=False, reasons=[])
+        engine, made = self.cache.engines.make(
+            self.key,
+            self.recipe.name,
+            lambda folder: self._write_engine(folder, donor),
+            note=self.progress.note,
+        )
+        return Done(engine, self._bind_missing(), made, [f"refitted from {donor.folder.name}"])
+
+    def _require_refittable(self, donor: Entry) -> None:
+        old = donor.manifest.get("key_parts")
+        old = old if isinstance(old, dict) else {}
+        changed = {name for name in {*old, *self.parts} if old.get(name) != self.parts.get(name)}
+        advice = (
+            f"build it instead: paddock build {self.recipe.name}"
+            f" checkpoint={self.recipe.checkpoint}"
+        )
+        if self.parts.get(WEIGHTS_IN_PLAN, "external") != "external":
+            raise BuildError(
+                f"{donor.folder.name}: its weights are constants of the plan (engine.weights="
+                f"{self.parts[WEIGHTS_IN_PLAN]}), and only weights that are fed can be exchanged;"
+                f" {advice}"
+            )
+        config = self.traced.architecture.config.model_dump(mode="json", exclude_none=True)
+        before = donor.manifest.get("config")
+        if "graph" in changed and isinstance(before, dict):
+            told = [
+                f"{name}: was {before.get(name)}, now {config.get(name)}"
+                for name in {**before, **config}
+                if before.get(name) != config.get(name)
+            ]
+            raise BuildError(
+                f"{self.recipe.checkpoint} is another model than {donor.folder.name} was built"
+                f" from: {'; '.join(told) or 'the graph changed'}; {advice}"
+            )
+        others = changed - {"checkpoint", "weights"}
+        if others:
+            told = differences(
+                {k: v for k, v in old.items() if k in others},
+                {k: v for k, v in self.parts.items() if k in others},
+            )
+            raise BuildError(
+                f"{donor.folder.name} differs in more than its weights: {'; '.join(told)}; {advice}"
+            )
+
     def _find_engine(self) -> tuple[Entry | None, list[str]]:
         try:
             entry = self.cache.engines.find(self.key)
@@ -157,12 +214,21 @@ class Builder:
         engine.touch()
         return Done(engine, weights, made, reasons if made else [])
 
-    def _write_engine(self, folder: Path) -> Manifest:
-        """Bind, lower, check: the engine's own files into an empty folder, and its manifest."""
+    def _write_engine(self, folder: Path, donor: Entry | None = None) -> Manifest:
+        """Bind, lower, check: the engine's own files into an empty folder, and its manifest.
+
+        With a `donor` nothing is lowered: what it holds is copied.
+        """
         began = time.perf_counter()
         weights = [self._open(entry, rank) for rank, entry in enumerate(self._bind_missing())]
-        with timed(self.timings, "compile"):
-            self._compile_ranks(folder, weights)
+        if donor is None:
+            with timed(self.timings, "compile"):
+                self._compile_ranks(folder, weights)
+        else:
+            with timed(self.timings, "copy"):
+                for rank in range(len(self.ranks)):
+                    place = rank_folder(rank)
+                    shutil.copytree(donor.folder / place, folder / place)
         check = None
         if self.recipe.verify:
             with timed(self.timings, "check"):
@@ -173,6 +239,7 @@ class Builder:
         config = self.traced.architecture.config
         return {
             "recipe": self.recipe.name,
+            "settings": self.recipe.model_dump(mode="json"),
             "paddock": installed_version(),
             "engine": {"name": self.kind.NAME, "version": self.kind.version(), **self.options},
             "architecture": self.traced.architecture.name,

@@ -27,7 +27,7 @@ from paddock.models.config import ConfigError, Task
 from paddock.models.registry import Architecture
 from paddock.recipes import engine_kinds, ranks
 from paddock.recipes.build_cache import BuildCache, home
-from paddock.recipes.builder import Builder, rank_folder, timed
+from paddock.recipes.builder import Builder, Done, rank_folder, timed
 from paddock.recipes.derive import (
     CACHE_SHARE,
     ContextLength,
@@ -42,6 +42,7 @@ from paddock.recipes.errors import RecipeError
 from paddock.recipes.machine import Machine, measure
 from paddock.recipes.progress import SILENT, Progress
 from paddock.recipes.schema import Recipe
+from paddock.recipes.shelf import MANIFEST, Entry
 from paddock.recipes.tracing import Traced, trace_ranks, vocab_size
 from paddock.runtime.chat_template import ChatTemplates
 from paddock.runtime.distributed.front import RankGroup
@@ -200,6 +201,31 @@ def build(recipe: Recipe, *, progress: Progress = SILENT, rebuild: bool = False)
     Raises the `PaddockError` of the room that found something wrong; nothing is left of a build
     that did not succeed.
     """
+    builder, timings = _builder(recipe, progress)
+    return _built(builder, builder.obtain(rebuild=rebuild), timings)
+
+
+def refit(donor: Entry, checkpoint: str, *, progress: Progress = SILENT) -> BuiltEngine:
+    """What `donor` compiled, with the weights of another checkpoint of the same model.
+
+    The binding of the new weights is proved first, and the result is checked as a build is. It is
+    kept beside the donor, as if its recipe had been built with `checkpoint`. Raises `RecipeError`
+    and what `build` raises.
+    """
+    try:
+        settings = dict(donor.manifest["settings"]) | {"checkpoint": checkpoint, "revision": None}
+        recipe = Recipe.model_validate(settings)
+    except (KeyError, TypeError, ValueError):
+        raise RecipeError(
+            f"{donor.folder}: its {MANIFEST} does not say by which settings it was built; build it"
+            f" again: paddock build {donor.manifest.get('recipe', 'NAME')}"
+        ) from None
+    builder, timings = _builder(recipe, progress)
+    return _built(builder, builder.refit(donor), timings)
+
+
+def _builder(recipe: Recipe, progress: Progress) -> tuple[Builder, dict[str, float]]:
+    """What builds a recipe, and the seconds of each stage so far and to come."""
     timings: dict[str, float] = {}
     kind = engine_kinds.load(recipe.engine.name)
     with timed(timings, "fetch"):
@@ -220,14 +246,17 @@ def build(recipe: Recipe, *, progress: Progress = SILENT, rebuild: bool = False)
             progress=progress,
             timings=timings,
         )
-    done = builder.obtain(rebuild=rebuild)
+    return builder, timings
+
+
+def _built(builder: Builder, done: Done, timings: dict[str, float]) -> BuiltEngine:
     return BuiltEngine(
         folder=done.engine.folder,
         manifest=done.engine.manifest,
         weights_folders=tuple(entry.folder for entry in done.weights),
-        checkpoint=checkpoint,
-        architecture=traced[0].architecture,
-        context=traced[0].context,
+        checkpoint=builder.checkpoint,
+        architecture=builder.traced.architecture,
+        context=builder.traced.context,
         cached=not done.made,
         reasons=done.reasons,
         timings=timings,

@@ -27,10 +27,16 @@ def run(options: argparse.Namespace) -> int:
     from paddock.recipes.pipeline import build
 
     built = build(recipe, progress=progress_of(options), rebuild=options.rebuild)
+    tell(built, recipe.name, options)
+    return 0
+
+
+def tell(built: BuiltEngine, recipe: str, options: argparse.Namespace) -> None:
+    """Print what came of it, as `--json` and `--quiet` ask."""
     if options.json:
         print_json(
             {
-                "recipe": recipe.name,
+                "recipe": recipe,
                 "folder": str(built.folder),
                 "cached": built.cached,
                 "reasons": built.reasons,
@@ -42,7 +48,6 @@ def run(options: argparse.Namespace) -> int:
     else:
         for line in describe(built):
             print(line)
-    return 0
 
 
 def describe(built: BuiltEngine) -> list[str]:
