@@ -116,7 +116,9 @@ class ChatRequest(SamplingFields):
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputsBody | None = None
 
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (
+        None
+    )
     """`none` turns reasoning off where the chat template can; the template sees the word."""
     include_reasoning: bool = True
     chat_template_kwargs: dict[str, Any] | None = None
@@ -127,12 +129,19 @@ class ChatRequest(SamplingFields):
     documents: Annotated[list[dict[str, Any]], Field(max_length=256)] | None = None
 
     modalities: list[Literal["text"]] | None = None
+    # What this server cannot do may be said to be absent.
+    audio: None = None
+    functions: None = None
+    function_call: None = None
+    moderation: None = None
+    web_search_options: None = None
     store: Never | None = None
     # Hints of OpenAI's service, which are taken and do nothing here.
     user: str | None = None
     metadata: dict[str, str] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
     prompt_cache_retention: str | None = None
     service_tier: str | None = None
     verbosity: str | None = None

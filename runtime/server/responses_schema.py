@@ -89,7 +89,7 @@ class ResponseText(Body):
 
 
 class ResponseReasoning(Body):
-    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None
     """Is taken and does nothing: the reasoning is shown whole."""
     generate_summary: str | None = None
@@ -124,13 +124,22 @@ class ResponseRequest(SamplingFields):
     store: bool | None = None
     """Is taken: answers are never stored, and say so."""
     background: Never | None = None
+    # What this server cannot do may be said to be absent.
     previous_response_id: None = None
+    conversation: None = None
+    prompt: None = None
+    image: None = None
+    moderation: None = None
+    context_management: None = None
+    background_options: None = None
+    access_programs: None = None
     truncation: Literal["disabled"] | None = None
     # Hints of OpenAI's service, which are taken and do nothing here.
     metadata: dict[str, str] | None = None
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
     prompt_cache_retention: str | None = None
     service_tier: str | None = None
     max_tool_calls: int | None = None
