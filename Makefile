@@ -11,10 +11,12 @@ demo: $(VENV)/.installed  ## generate text from the bundled checkpoint
 	@$(BIN)/paddock demo
 
 test: $(VENV)/.test  ## every test that needs no GPU; live parity where torch is installed
-	@$(BIN)/python -m pytest -q -m "not slow and not gpu"
+	@$(BIN)/python -m pytest -q tests/fuzz
+	@$(BIN)/python -m pytest -q -m "not slow and not gpu" --ignore tests/fuzz
 
 test-slow: $(VENV)/.test  ## the slow tests too
-	@$(BIN)/python -m pytest -q -m "not gpu"
+	@$(BIN)/python -m pytest -q tests/fuzz
+	@$(BIN)/python -m pytest -q -m "not gpu" --ignore tests/fuzz
 
 fuzz: $(VENV)/.test  ## other inputs than the tests' own, for longer: make fuzz EXAMPLES=20000
 	@PADDOCK_FUZZ_EXAMPLES=$(or $(EXAMPLES),5000) $(BIN)/python -m pytest -q tests/fuzz
