@@ -10,6 +10,7 @@ import numpy as np
 
 from paddock.engines.cuda.buckets import Bucket
 from paddock.graph import Array, DType, Op
+from paddock.graph.ops import Communicator
 from paddock.graph.tensor import TensorType
 
 
@@ -92,6 +93,9 @@ class Device(Protocol):
 
     def capture(self, instructions: Sequence[Instruction]) -> Callable[[], None]:
         """What enqueues all of them at once, over the same arrays."""
+
+    def join(self, ranks: int, communicator: Communicator) -> None:
+        """Meet the devices of the other tensor-parallel ranks, which all call this."""
 
     def close(self) -> None:
         """Wait, and give back what is held."""

@@ -19,7 +19,7 @@ from paddock.engines.cuda.session import CUDASession
 from paddock.engines.cuda.weights import constants
 from paddock.engines.protocol import BuildError, Capabilities, StepInputs, WeightSource
 from paddock.graph import DType, Graph, GraphError
-from paddock.graph.ops import Cast, Input
+from paddock.graph.ops import AllGather, Cast, Collective, Communicator, Input, ReduceScatter
 from paddock.graph.passes import run_passes
 from paddock.graph.passes.expand import expand
 from paddock.graph.serialize import from_json, to_json
@@ -83,20 +83,31 @@ class CUDAEngine:
         (folder / "graph.json").write_text(to_json(self.graph), "utf-8")
 
     def open(
-        self, weights: WeightSource, options: Mapping[str, Any], *, device: Device | None = None
+        self,
+        weights: WeightSource,
+        options: Mapping[str, Any],
+        communicator: Communicator | None = None,
+        *,
+        device: Device | None = None,
     ) -> CUDASession:
         """Bring the weights to the GPU. `options`: `block_size`, `precision`, `machine`.
 
         `precision` "fp8" keeps the matrices of products as e4m3 with a scale for each row, and
         gives what is multiplied with them the same form. `machine` is a folder in which the
         engine remembers what it finds out about this machine: which algorithms were fastest.
-        `device` is the double of tests.
+        `device` is the double of tests. Where the graph has collectives,
+        `communicator` lets the GPUs of all ranks find each other, and NCCL is used from then on.
         """
         from paddock.engines.cuda.gpu import GPU
 
         if device is None:
             folder = options.get("machine")
             device = GPU(tuned=Path(folder) / "products.json" if folder else None)
+        ranks = _ranks(self.graph)
+        if ranks > 1:
+            if communicator is None:
+                raise BuildError(f"the graph is of {ranks} ranks; they open together")
+            device.join(ranks, communicator)
         shrink = None
         if options.get("precision") == "fp8":
 
@@ -108,3 +119,13 @@ class CUDAEngine:
         return CUDASession(
             self.graph, constants(self.graph, weights, device, shrink), options, device
         )
+
+
+def _ranks(graph: Graph) -> int:
+    """How many tensor-parallel ranks share the graph. Raises `BuildError` where nothing says it."""
+    if next(graph.find(Collective), None) is None:
+        return 1
+    for node in graph.nodes:
+        if isinstance(node.op, AllGather | ReduceScatter):
+            return node.op.ranks
+    raise BuildError("the graph has sums over ranks and does not say over how many")

@@ -14,9 +14,11 @@ import numpy as np
 from paddock.engines.cuda.cublaslt import CublasLt, Product, Shape, fastest
 from paddock.engines.cuda.cudnn_attention import CuDNN
 from paddock.engines.cuda.device import Instruction, StoredWeight
+from paddock.engines.cuda.nccl import NcclRanks, Ranks
 from paddock.engines.cuda.tuned import Tuned
 from paddock.engines.protocol import BuildError
 from paddock.graph import Array, DType
+from paddock.graph.ops import Communicator
 
 KERNELS = Path(__file__).resolve().parent / "kernels"
 WORKSPACE = 64 << 20  # of cuBLASLt: what NVIDIA advises for Hopper is 32 MiB
@@ -93,6 +95,18 @@ class GPU:
         self.counters = self.zeros((COUNTERS,), np.dtype(np.int32))
         self.best = self.zeros((COUNTERS,), np.dtype(np.uint64))
         self.timed: Callable[[str, float], None] | None = None  # a profile of eager steps
+        self._ranks: NcclRanks | None = None
+
+    @property
+    def ranks(self) -> Ranks:
+        """What the step's collectives go through."""
+        if self._ranks is None:
+            raise BuildError("the step has collectives, and this GPU is one rank alone")
+        return self._ranks
+
+    def join(self, ranks: int, communicator: Communicator) -> None:
+        """Meet the GPUs of the other tensor-parallel ranks, which all call this."""
+        self._ranks = NcclRanks(self.stream, ranks, communicator)
 
     def _find_cudnn(self) -> CuDNN | None:
         """cuDNN's attention, where its package is installed and finds the library."""
@@ -222,6 +236,9 @@ class GPU:
         self.stream.synchronize()
         self._pool.shutdown()
         self._products.clear()
+        if self._ranks is not None:
+            self._ranks.close()
+            self._ranks = None
 
     # --- kernels ------------------------------------------------------------------------------
 

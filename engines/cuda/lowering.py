@@ -17,7 +17,7 @@ from paddock.engines.cuda.fused import FusedLinear, Gated, ProjectedAttention
 from paddock.graph import DType, Op
 from paddock.graph import ops as F
 from paddock.graph.ops import ACTIVATIONS
-from paddock.graph.tensor import TensorType
+from paddock.graph.tensor import TensorType, fixed
 
 if TYPE_CHECKING:
     from paddock.engines.cuda.gpu import GPU
@@ -915,11 +915,52 @@ def _fill_in(gpu: GPU, i: Instruction) -> None:
     )
 
 
+# --- among ranks ----------------------------------------------------------------------------------
+
+
+def _all_reduce(gpu: GPU, i: Instruction) -> None:
+    gpu.ranks.all_reduce(i.inputs[0], i.outputs[0])
+
+
+def _broadcast(gpu: GPU, i: Instruction) -> None:
+    gpu.ranks.broadcast(i.inputs[0], i.outputs[0])
+
+
+def _all_gather(gpu: GPU, i: Instruction) -> None:
+    (x,), (y,), (every,) = i.inputs, i.outputs, i.scratch
+    gpu.ranks.all_gather(x, every)
+    for rank in range(every.shape[0]):
+        _columns(gpu, every[rank], y, x.shape[-1], 0, rank * x.shape[-1])
+
+
+def _reduce_scatter(gpu: GPU, i: Instruction) -> None:
+    (x,), (y,), (parts,) = i.inputs, i.outputs, i.scratch
+    for rank in range(parts.shape[0]):
+        _columns(gpu, x, parts[rank], y.shape[-1], rank * y.shape[-1], 0)
+    gpu.ranks.reduce_scatter(parts, y)
+
+
+def _all_gather_scratch(sized: Sized) -> list[Room]:
+    (x,) = sized.types
+    assert isinstance(sized.op, F.AllGather)
+    return [((sized.op.ranks, *fixed(x.shape)), x.dtype.numpy)]
+
+
+def _reduce_scatter_scratch(sized: Sized) -> list[Room]:
+    (x,) = sized.types
+    assert isinstance(sized.op, F.ReduceScatter)
+    ranks = sized.op.ranks
+    return [((ranks, *fixed(x.shape[:-1]), x.size(-1) // ranks), x.dtype.numpy)]
+
+
 TABLE: Mapping[type[Op], Emit] = {
     ChooseTokens: _choose,
     F.Activation: _activation,
     F.Add: _combine(multiply=False),
+    F.AllGather: _all_gather,
+    F.AllReduce: _all_reduce,
     F.Attention: _attention,
+    F.Broadcast: _broadcast,
     F.Cast: _cast,
     F.Clamp: _clamp,
     F.Concat: _concat,
@@ -927,6 +968,7 @@ TABLE: Mapping[type[Op], Emit] = {
     F.LayerNorm: _layer_norm,
     F.Mul: _combine(multiply=True),
     F.RMSNorm: _rms_norm,
+    F.ReduceScatter: _reduce_scatter,
     F.Rotary: _rotary,
     F.RotaryAngles: _rotary_angles,
     F.Scale: _scale,
@@ -938,7 +980,9 @@ TABLE: Mapping[type[Op], Emit] = {
 }
 
 SCRATCH: Mapping[type[Op], Callable[[Sized], list[Room]]] = {
+    F.AllGather: _all_gather_scratch,
     F.Attention: _attention_scratch,
+    F.ReduceScatter: _reduce_scatter_scratch,
     FusedLinear: _linear_scratch,
     ProjectedAttention: _projected_scratch,
 }

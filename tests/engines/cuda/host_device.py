@@ -14,7 +14,7 @@ import numpy as np
 
 from paddock.engines.cuda.device import Instruction, StoredWeight
 from paddock.graph import Array, DType
-from paddock.graph.ops import Dequantize
+from paddock.graph.ops import Collective, Communicator, Dequantize
 from paddock.graph.tensor import SEQUENCES, STARTS, Dim
 from paddock.weights.quantize import unpack_int4
 
@@ -38,6 +38,10 @@ class HostDevice:
         self.bytes = 1 << 30
         self.allocated = 0
         self.max_blocks = 2
+        self.communicator: Communicator | None = None
+
+    def join(self, ranks: int, communicator: Communicator) -> None:
+        self.communicator = communicator
 
     def memory(self, fraction: float) -> tuple[int, int]:
         return int(self.bytes * fraction) - self.allocated, int(self.bytes * fraction)
@@ -123,7 +127,11 @@ class HostDevice:
                 if not any(out is x for x in one.inputs):
                     out.reshape(-1).view(np.uint8)[:] = 0xFF
             with np.errstate(all="ignore"):  # padding holds what the memory held before
-                made = one.op.compute(*inputs)
+                if isinstance(one.op, Collective):
+                    assert self.communicator is not None
+                    made: Any = one.op.exchange(self.communicator, *inputs)
+                else:
+                    made = one.op.compute(*inputs)
             made = made if isinstance(made, tuple) else (made,)
             for room in one.scratch:  # what is still needed must not lie here
                 room.reshape(-1).view(np.uint8)[:] = 0xFF
