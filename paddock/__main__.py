@@ -29,6 +29,7 @@ COMMANDS = {
     "embed": "vectors of texts, as JSON lines",
     "classify": "labels of texts, scores of pairs, as JSON lines",
     "compare": "where a model leaves its reference: the first module, and the error's shape",
+    "new-model": "the files of a new architecture that begins as another one",
     "bench": "measure speed, latency, memory and the fraction of memory bandwidth",
     "cache": "list or prune the engines that were built",
     "demo": "generate text from the bundled checkpoint: a first look",
@@ -86,7 +87,7 @@ def _run_command(name: str, rest: list[str], quiet: bool) -> int:
 
     from paddock.commands.arguments import CommandParser
 
-    module = name
+    module = name.replace("-", "_")
     if name == "bench" and rest[:1] == ["serve"]:
         module, rest = "bench_serve", rest[1:]
     command: Any = import_module(f"paddock.commands.{module}")

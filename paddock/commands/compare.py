@@ -38,6 +38,9 @@ def add_arguments(parser: CommandParser) -> None:
         "--reference", choices=("auto", "transformers", "f64"), default="auto", help="(auto)"
     )
     group.add_argument(
+        "--twin", metavar="CLASS", help="transformers' class with the same mathematics and names"
+    )
+    group.add_argument(
         "--tolerance",
         metavar="X",
         type=float,
@@ -61,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
 
     from paddock.recipes.parity.compare import compare
 
-    found = compare(recipe, tokens, options.tolerance, options.reference)
+    found = compare(recipe, tokens, options.tolerance, options.reference, options.twin)
     if options.json:
         print_json(_record(found, recipe.engine.name))
     else:

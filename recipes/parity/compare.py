@@ -76,13 +76,18 @@ class Comparison:
 
 
 def compare(
-    recipe: Recipe, token_ids: Sequence[int] | int, tolerance: float, against: str = "auto"
+    recipe: Recipe,
+    token_ids: Sequence[int] | int,
+    tolerance: float,
+    against: str = "auto",
+    twin: str | None = None,
 ) -> Comparison:
     """Run a recipe's model, unbuilt, and its reference on the same tokens.
 
     `token_ids`: those, or how many to draw. `against`: "transformers", "f64" (the NumPy engine in
     double precision, which shares the model and the weight map: it finds faults of engines), or
-    "auto" for the first that there is. Raises `RecipeError`, and what a build raises.
+    "auto" for the first that there is. `twin`: the class of transformers to take in the place of
+    the one that config.json names. Raises `RecipeError`, and what a build raises.
     """
     checkpoint = pipeline.fetch(recipe)
     pipeline.import_plugins(recipe)
@@ -92,10 +97,11 @@ def compare(
             f"{architecture.name} reads a source beside what it writes; compare runs decoders and"
             " encoders only"
         )
-    known = has_class(architecture.name)
+    theirs_name = twin or architecture.name
+    known = has_class(theirs_name)
     if against == "transformers" and not known:
         raise RecipeError(
-            f"transformers is not installed, or has no {architecture.name}; --reference f64"
+            f"transformers is not installed, or has no {theirs_name}; --reference f64"
             " compares with the NumPy engine instead"
         )
     dtype = pipeline.compute_type(recipe, pipeline.config_json(checkpoint))
@@ -108,7 +114,7 @@ def compare(
         found = _own(traced, kind, weights, tokens, recipe)
         find: Find
         if known and against != "f64":
-            theirs = transformers_values(checkpoint.folder, architecture.name, tokens)
+            theirs = transformers_values(checkpoint.folder, theirs_name, tokens)
             find, name = theirs.find, f"transformers {theirs.version} (f32)"
         else:
             exact = trace_graph(recipe, architecture, DType.F64, quantized=False)
@@ -180,7 +186,8 @@ def _aligned(passed: Sequence[Passed], find: Find, binding: Binding, head: str) 
         joined = np.concatenate(value.arrays, axis=1)
         own = [(value.path, "", joined)]
         if not value.path:
-            own = [(head, "", joined)]
+            # Behind the head there may be a scale or a cap, which the reference's model has, too.
+            own = [(head if find("", "out") is None else "", "", joined)]
         elif parts := _parts(value.path, binding):
             own = _by_part(value, parts, joined)
         for path, part, found in own:
