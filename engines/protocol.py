@@ -173,6 +173,20 @@ class Engine(Protocol):
         """Bind weights; `options` are the recipe's `engine` settings that matter at run time."""
 
 
+class InspectableEngine(Engine, Protocol):
+    """What `paddock inspect` asks; the kinds of Paddock are all of this form."""
+
+    @property
+    def graph(self) -> Graph:
+        """What was built, as this engine rewrote it."""
+
+    def kernels(self, weights: WeightSource, options: Mapping[str, Any]) -> dict[str, int]:
+        """What the compiler made of it: the kernels' own names, and how often each is there.
+
+        An engine that decides on opening is opened for it. Raises `BuildError`.
+        """
+
+
 class RankEngine(Engine, Protocol):
     """What a kind with `collectives` builds from one rank's graph of several."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
@@ -109,6 +110,10 @@ class Graph:
 
     def find(self, op: type[Op]) -> Iterator[Node]:
         return (n for n in self.nodes if isinstance(n.op, op))
+
+    def count_ops(self) -> dict[str, int]:
+        """How many nodes there are of each op, the most frequent first."""
+        return dict(Counter(node.op.name for node in self.nodes).most_common())
 
     def verify(self) -> None:
         """Raise `GraphError` unless the graph can be evaluated from its first node to its last.

@@ -22,6 +22,7 @@ COMMANDS = {
     "list": "the recipes, one line each",
     "show": "a recipe as it is resolved, and where each value comes from",
     "build": "build the engine of a recipe, or find it in the cache",
+    "inspect": "what is inside a built engine: modules, weights, kernels, memory",
     "refit": "give a built engine the weights of another checkpoint, without compiling",
     "generate": "continue prompts: from the command line, stdin or a file",
     "chat": "talk with a model",

@@ -101,6 +101,15 @@ class OpenVINOEngine:
     def save(self, folder: Path) -> None:
         (folder / "graph.json").write_text(to_json(self.graph), "utf-8")
 
+    def kernels(self, weights: WeightSource, options: Mapping[str, Any]) -> dict[str, int]:
+        """By "layer type, kernel, precision": they are chosen when the model is compiled."""
+        session = OpenVINOSession(self.graph, weights, options)
+        try:
+            found: dict[str, int] = session.runtime_report()["kernels"]
+            return found
+        finally:
+            session.close()
+
     def open(
         self,
         weights: WeightSource,

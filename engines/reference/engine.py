@@ -78,6 +78,9 @@ class ReferenceEngine:
     def save(self, folder: Path) -> None:
         (folder / "graph.json").write_text(to_json(self.graph), "utf-8")
 
+    def kernels(self, weights: WeightSource, options: Mapping[str, Any]) -> dict[str, int]:
+        return self.graph.count_ops()
+
     def open(
         self,
         weights: WeightSource,

@@ -15,7 +15,7 @@ from paddock.engines.tensorrt.definition import Definition
 from paddock.engines.tensorrt.definition import define as lowered
 from paddock.engines.tensorrt.flavours import Flavour
 from paddock.engines.tensorrt.lowering import NetworkWeights, lowers
-from paddock.engines.tensorrt.plan import Plan
+from paddock.engines.tensorrt.plan import Plan, kernels_in
 from paddock.engines.tensorrt.runtime import open_on_gpu
 from paddock.engines.tensorrt.session import TensorRTSession
 from paddock.engines.tensorrt.subprocess_build import Progress, Request, compile_in_subprocess
@@ -164,6 +164,13 @@ class TensorRTEngine:
 
     def save(self, folder: Path) -> None:
         self.plan.save(folder)
+
+    @property
+    def graph(self) -> Graph:
+        return self.plan.graph
+
+    def kernels(self, weights: WeightSource, options: Mapping[str, Any]) -> dict[str, int]:
+        return kernels_in(self.plan.data)
 
     def open(self, weights: WeightSource, options: Mapping[str, Any]) -> TensorRTSession:
         """A session on this machine's GPU. Raises `BuildError` where the plan cannot run here."""

@@ -9,6 +9,8 @@ build.log      everything that TensorRT logged
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +26,17 @@ from paddock.graph.serialize import from_json, to_json
 
 PLAN, NETWORK, GRAPH, LOG = "engine.plan", "network.json", "graph.json", "build.log"
 VERSION = 1
+
+
+def kernels_in(plan: bytes) -> dict[str, int]:
+    """Names of generated kernels and of library attention, which a plan contains as text.
+
+    A generated name tells what was fused: `__myl_CastMulMeanAddSqrtDivMulCastMul` is a whole
+    RMSNorm. Counted over profiles and targets. A plan whose code is not text has none.
+    """
+    names = re.findall(rb"__global__ void (__my[lm]_[A-Za-z0-9]+)_0x", plan)
+    names += re.findall(rb"name=(_[a-z]+_mha_v\d)", plan)
+    return dict(Counter(name.decode() for name in names).most_common())
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 
 from paddock.engines.tensorrt.definition import compile_plan
 from paddock.engines.tensorrt.flavours import Flavour
+from paddock.engines.tensorrt.plan import kernels_in
 from paddock.graph import DType, QuantFormat
 from tests.engines.tensorrt.networks import Model, defined
 from tests.models.parity_cases import CASES, CHARACTERISTIC
@@ -44,13 +43,6 @@ def compiled(
     return compile_plan(definition, request.targets)
 
 
-def kernels(plan: bytes) -> set[str]:
-    """Names of generated kernels and of library ops, which a plan contains as text."""
-    names = re.findall(rb"__global__ void (__my[lm]_[A-Za-z0-9]+)_0x", plan)
-    names += re.findall(rb"name=(_[a-z]+_mha_v\d)", plan)
-    return {name.decode() for name in names}
-
-
 @pytest.mark.parametrize("name", BY_ARCHITECTURE.values(), ids=BY_ARCHITECTURE)
 def test_bf16_with_weights_fed(flavour: Flavour, name: str) -> None:
     compiled(flavour, name, DType.BF16)
@@ -66,7 +58,7 @@ def test_f16_with_weights_embedded(flavour: Flavour, name: str) -> None:
 def test_quantized_weights(flavour: Flavour, dtype: DType, quant: QuantFormat) -> None:
     whole = compiled(flavour, "llama-biases", dtype)
     small = compiled(flavour, "llama-biases", dtype, quant=quant)
-    assert kernels(small) != kernels(whole)
+    assert kernels_in(small).keys() != kernels_in(whole).keys()
 
 
 @pytest.mark.slow
@@ -82,9 +74,9 @@ def test_every_form_of_every_architecture(
 
 def test_the_forms_are_those_that_fuse(flavour: Flavour) -> None:
     """A norm is one kernel, gate and up are one, attention is NVIDIA's, cache writes are in it."""
-    found = kernels(compiled(flavour, "llama", DType.F16))
+    found = set(kernels_in(compiled(flavour, "llama", DType.F16)))
     assert {"_gemm_mha_v2", "_gemv_mha_v1"} <= found  # of prompts, of single tokens
     assert any(name.endswith("MulMeanAddSqrtDivMulMulCast") for name in found)
     assert any(name.endswith("SiluMul") for name in found)
-    windowed = kernels(compiled(flavour, "mistral", DType.F16))
+    windowed = set(kernels_in(compiled(flavour, "mistral", DType.F16)))
     assert {"_gemm_mha_v2", "_gemv_mha_v1"} <= windowed
