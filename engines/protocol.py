@@ -215,6 +215,17 @@ class EngineKind(Protocol):
         """Read what `Engine.save` wrote. Raises `BuildError` for a damaged folder."""
 
 
+@dataclass(frozen=True)
+class CompileEstimate:
+    """What compiling takes, said before it begins."""
+
+    seconds: float
+    memory_bytes: int
+    """Of the process that compiles, at most."""
+    disk_bytes: int
+    """Of the engine's own files."""
+
+
 class CompilingKind(EngineKind, Protocol):
     """An engine that compiles ahead of time, for sizes and targets that are said before.
 
@@ -227,6 +238,11 @@ class CompilingKind(EngineKind, Protocol):
 
     def key_parts(self, graph: Graph, options: Mapping[str, Any]) -> dict[str, str]:
         """What a build depends on beside the graph: compiler, targets, sizes."""
+
+    def estimate(
+        self, graph: Graph, options: Mapping[str, Any], weight_bytes: int
+    ) -> CompileEstimate:
+        """What `compile` will take for this graph, whose stored weights are so many bytes."""
 
     def compile(
         self,

@@ -63,6 +63,7 @@ CODE_OF_WEIGHTS = tuple(
 BINDING_BYTES_S = {"none": 4e8, "int8": 2e8, "int4": 3e7}
 WEIGHTS_IN_PLAN = "weights in the plan"  # a part of the key of engines that compile
 CHUNKS_BYTES = 64 << 20  # what binding a rank holds at least
+GRAPH_BYTES = 215  # of a node in a graph's file
 COMPILING_S = 0.1  # for each layer: lowering, compiling twice (for the check, and to serve)
 
 
@@ -77,6 +78,20 @@ class Done:
     """The engine was built now."""
     reasons: list[str]
     """Why; empty where it was there."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a build takes, known before any of the checkpoint's data is read."""
+
+    read_bytes: int
+    """Of the checkpoint."""
+    weights_bytes: int
+    """Bound weights on disk; what equals the checkpoint byte for byte is not copied."""
+    engine_bytes: int
+    """The engine's own files on disk."""
+    memory_bytes: int
+    seconds: float
 
 
 class Builder:
@@ -306,7 +321,7 @@ class Builder:
         if missing:
             with timed(self.timings, "prove"):
                 bindings = {rank: self._prove(rank) for rank in missing}
-            self._estimate(bindings)
+            self._announce(bindings)
             with timed(self.timings, "bind"):
                 made = self._for_each_rank(
                     lambda i: self._bind(missing[i], bindings[missing[i]]),
@@ -320,18 +335,37 @@ class Builder:
             entry.touch()
         return entries
 
-    def _estimate(self, bindings: Mapping[int, Binding]) -> None:
-        """Say what the build takes. Raises `BuildError` where the disk has no room for it."""
+    def estimate(self) -> Estimate:
+        """What a build takes, nothing of it being there yet. Proves the binding of every rank."""
+        return self._estimate({rank: self._prove(rank) for rank in range(len(self.ranks))})
+
+    def _estimate(self, bindings: Mapping[int, Binding]) -> Estimate:
         sizes = [self._bytes_to_bind(rank, binding) for rank, binding in bindings.items()]
         read, written = (sum(column) for column in zip(*sizes, strict=True))
-        self.cache.require_space(written, f"{self.recipe.name}: the bound weights")
         seconds = read / BINDING_BYTES_S[self.recipe.quant.weights]
-        seconds += COMPILING_S * self.traced.layers
-        needed = 2 * sum(map(_weight_bytes, self.ranks))
+        held = 2 * sum(map(_weight_bytes, self.ranks))
+        if self._compiler is None:
+            seconds += COMPILING_S * self.traced.layers
+            disk = sum(GRAPH_BYTES * len(rank.graph.nodes) for rank in self.ranks)
+        else:
+            compiling = [
+                self._compiler.estimate(rank.graph, self.options, _weight_bytes(rank))
+                for rank in self.ranks
+            ]
+            seconds += sum(one.seconds for one in compiling)
+            disk = sum(one.disk_bytes for one in compiling)
+            held = max(held, *(one.memory_bytes for one in compiling))
+        return Estimate(read, written, disk, held, seconds)
+
+    def _announce(self, bindings: Mapping[int, Binding]) -> None:
+        """Say what the build takes. Raises `BuildError` where the disk has no room for it."""
+        estimate = self._estimate(bindings)
+        self.cache.require_space(estimate.weights_bytes, f"{self.recipe.name}: the bound weights")
         self.progress.note(
-            f"it reads {_size(read)} of checkpoint, writes {_size(written)} to"
-            f" {self.cache.root}, needs about {_size(needed)} of memory and"
-            f" {_duration(seconds)}"
+            f"it reads {_size(estimate.read_bytes)} of checkpoint, writes"
+            f" {_size(estimate.weights_bytes + estimate.engine_bytes)} to"
+            f" {self.cache.root}, needs about {_size(estimate.memory_bytes)} of memory and"
+            f" {_duration(estimate.seconds)}"
         )
 
     def _bind(self, rank: int, binding: Binding) -> Entry:

@@ -27,7 +27,7 @@ from paddock.models.config import ConfigError, Task
 from paddock.models.registry import Architecture
 from paddock.recipes import engine_kinds, ranks
 from paddock.recipes.build_cache import BuildCache, home
-from paddock.recipes.builder import Builder, Done, rank_folder, timed
+from paddock.recipes.builder import Builder, Done, Estimate, rank_folder, timed
 from paddock.recipes.derive import (
     CACHE_SHARE,
     ContextLength,
@@ -203,6 +203,13 @@ def build(recipe: Recipe, *, progress: Progress = SILENT, rebuild: bool = False)
     """
     builder, timings = _builder(recipe, progress)
     return _built(builder, builder.obtain(rebuild=rebuild), timings)
+
+
+def estimate(recipe: Recipe, *, progress: Progress = SILENT) -> Estimate:
+    """What `build` will take, as if nothing were there yet. Raises what `build` raises of a
+    checkpoint that does not fit."""
+    builder, _ = _builder(recipe, progress)
+    return builder.estimate()
 
 
 def refit(donor: Entry, checkpoint: str, *, progress: Progress = SILENT) -> BuiltEngine:

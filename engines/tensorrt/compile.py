@@ -68,8 +68,19 @@ def _compile(request: dict[str, Any], graph: Graph, folder: Path, tell: Any) -> 
         data=data,
         log=(folder / LOG).read_text("utf-8", errors="replace"),
         seconds=round(seconds, 3),
-        peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_bytes=_peak_bytes(),
     ).save(folder)
+
+
+def _peak_bytes() -> int:
+    """Memory of this process at most. What `getrusage` says on Linux counts in the process that
+    started this one, which may hold a model."""
+    try:
+        status = Path("/proc/self/status").read_text("ascii")
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
 
 
 if __name__ == "__main__":
