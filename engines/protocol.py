@@ -76,6 +76,21 @@ class Session(Protocol):
         """Give back cache and weights."""
 
 
+class PipelinedSession(Session, Protocol):
+    """A session of several stages, each of which may work on another step."""
+
+    steps_in_flight: int  # as many as there are stages
+
+    def launch(self, step: StepInputs) -> None:
+        """Begin a step; its arrays may change as soon as this returns."""
+
+    def collect(self) -> Array:
+        """The logits of the oldest step that was launched, valid until the next call.
+
+        What is raised is that step's fault alone, unless it is `SessionLost`.
+        """
+
+
 @dataclass(frozen=True)
 class Choices:
     """How the next token of each row of logits is chosen; all arrays are [rows].

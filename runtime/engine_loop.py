@@ -22,6 +22,7 @@ from paddock.runtime.handle import RequestHandle
 from paddock.runtime.intake import Intake, TextCodec
 from paddock.runtime.limits import Limits
 from paddock.runtime.outputs import Event
+from paddock.runtime.pipelined_stepper import PipelinedStepper
 from paddock.runtime.prefix_hash import PrefixHasher
 from paddock.runtime.request import FinishReason, Request, State
 from paddock.runtime.sampling_params import SamplingParams
@@ -81,7 +82,11 @@ class EngineLoop:
             session, limits, tokenizer, hasher, clock, grammars, answer_begins, heard
         )
         self._admission = Admission(limits, clock)
-        kind = AheadStepper if hasattr(session, "choose") else Stepper
+        kind = Stepper
+        if hasattr(session, "choose"):
+            kind = AheadStepper
+        elif getattr(session, "steps_in_flight", 1) > 1:
+            kind = PipelinedStepper
         self._stepper = kind(
             session,
             limits,

@@ -114,15 +114,26 @@ class Scheduler:
         for sequence in request.sequences:
             self.waiting.push(sequence.rank, sequence)
 
-    def schedule(self) -> Decision:
+    @property
+    def may_preempt(self) -> bool:
+        """Whether the next `schedule` might preempt: false is certain."""
+        if not self.running:
+            return False
+        first = self.waiting.first()
+        urgent = first is not None and first[0] < self.running[-1].rank
+        return urgent or self.pool.free < len(self.running)
+
+    def schedule(self, *, parts: int = 1) -> Decision:
         """Decide the next step.
 
         Decode tokens first, one for each; then prompts, running and waiting, by rank. Costs
-        O(running sequences), and what is admitted, preempted or sent to follow another.
+        O(running sequences), and what is admitted, preempted or sent to follow another. With
+        `parts` no more decode than their share of so many steps.
         """
         self._make_room_for_urgent()
         chunks: list[Chunk] = []
-        self._decode(chunks)
+        decoding = sum(one.length - one.computed <= 1 for one in self.running)
+        self._decode(chunks, -(-decoding // parts))
         room = _Room(
             tokens=self.limits.max_tokens_per_step - len(chunks),
             prompt_rows=self.limits.max_prompt_logit_rows,
@@ -208,15 +219,15 @@ class Scheduler:
 
     # --- decode -------------------------------------------------------------------------------
 
-    def _decode(self, chunks: list[Chunk]) -> None:
-        """One token for each running sequence that is past its prompt.
+    def _decode(self, chunks: list[Chunk], most: int) -> None:
+        """One token for each running sequence that is past its prompt, and at most so many.
 
         Best rank first; who needs a block and finds none takes it from the worst-ranked, which
         has no chunk yet because the loop has not come to it.
         """
         size = self.block_size
         position = 0
-        while position < len(self.running):
+        while position < len(self.running) and len(chunks) < most:
             sequence = self.running[position]
             past = sequence.computed
             if sequence.length - past == 1 and not sequence.closing:

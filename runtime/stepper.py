@@ -103,7 +103,9 @@ class Stepper:
         self.expire(started)
         if self.scheduler.idle:
             return None
-        planned = self.plan(started)
+        return self._run(self.plan(started), started)
+
+    def _run(self, planned: PlannedStep, started: float) -> StepReport:
         planned_at = ran_at = sampled_at = self._clock()
         failed = False
         try:
@@ -170,6 +172,10 @@ class Stepper:
     def commit(self, planned: PlannedStep, sampled: Sampled, now: float) -> None:
         """The step has happened: tell the scheduler and whoever waits for the tokens."""
         self.scheduler.commit(planned.decision)
+        self.tell(sampled, now)
+
+    def tell(self, sampled: Sampled, now: float) -> None:
+        """Give everybody what was sampled."""
         for sequence, logprobs in sampled.prompts:
             sequence.prompt_logprobs += logprobs
         for sequence, error in sampled.broken:

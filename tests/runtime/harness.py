@@ -11,6 +11,7 @@ from paddock.runtime.handle import RequestHandle
 from paddock.runtime.intake import Intake
 from paddock.runtime.limits import Limits
 from paddock.runtime.outputs import RequestResult
+from paddock.runtime.pipelined_stepper import PipelinedStepper
 from paddock.runtime.prefix_hash import PrefixHasher
 from paddock.runtime.request import FinishReason, Request
 from paddock.runtime.sampling_params import SamplingParams
@@ -18,6 +19,7 @@ from paddock.runtime.scheduler import Decision, Scheduler
 from paddock.runtime.stepper import Stepper
 from tests.runtime.history_session import HistorySession
 from tests.runtime.letter_tokenizer import VOCAB_SIZE, LetterTokenizer
+from tests.runtime.staged_session import StagedSession
 
 
 def make_limits(**changes: Any) -> Limits:
@@ -43,14 +45,18 @@ class Harness:
         block_size: int = 4,
         session: Session | None = None,
         keeps_state: bool = False,
+        stages: int = 1,
     ) -> None:
-        """A session that is not the default has no tokenizer, and no text."""
+        """A session that is not the default has no tokenizer, and no text. With several `stages`
+        as many steps are in flight."""
         self.now = 0.0
         self.limits = limits
         self.session = HistorySession(
             vocab_size=VOCAB_SIZE, block_size=block_size, limits=limits, keeps_state=keeps_state
         )
-        driven = session or self.session
+        driven: Session = session or self.session
+        if stages > 1:
+            driven = StagedSession(driven, stages)
         driven.allocate_cache(limits.cache_blocks, limits.max_sequences)
         hasher = PrefixHasher(driven.block_size)
         tokenizer = None if session else LetterTokenizer()
@@ -58,7 +64,9 @@ class Harness:
         self.intake = Intake(driven, limits, tokenizer, hasher, self.clock)
         reuse = not driven.state_bytes
         self.scheduler = Scheduler(limits, driven.block_size, hasher, reuse=reuse)
-        self.stepper = Stepper(
+        self.stages = stages
+        kind = PipelinedStepper if stages > 1 else Stepper
+        self.stepper = kind(
             driven,
             limits,
             self.scheduler,
@@ -131,11 +139,13 @@ class Harness:
     def _watch_decisions(self) -> None:
         schedule = self.scheduler.schedule
 
-        def watched() -> Decision:
-            decision = schedule()
+        def watched(**settings: Any) -> Decision:
+            decision = schedule(**settings)
             self.decisions.append(decision)
-            best = self.scheduler.running[0]
-            assert any(chunk.sequence is best for chunk in decision.chunks), "the best one stands"
+            if self.stages == 1:
+                best = self.scheduler.running[0]
+                going = any(chunk.sequence is best for chunk in decision.chunks)
+                assert going, "the best one stands"
             return decision
 
         self.scheduler.schedule = watched  # type: ignore[method-assign]

@@ -112,8 +112,8 @@ def limits(draw: st.DrawFn) -> tuple[Limits, int]:
 class Workload:
     """Runs a list of actions and remembers what was asked."""
 
-    def __init__(self, bounds: Limits, block_size: int) -> None:
-        self.harness = Harness(bounds, block_size=block_size)
+    def __init__(self, bounds: Limits, block_size: int, stages: int = 1) -> None:
+        self.harness = Harness(bounds, block_size=block_size, stages=stages)
         self.context = min(bounds.max_context, bounds.cache_blocks * block_size)
         self.requests: list[Request] = []
         self.cancelled: set[int] = set()
@@ -189,8 +189,10 @@ class Workload:
             assert not result.sequences[0].token_ids
 
 
-def run_workload(bounds: tuple[Limits, int], script: list[Submit | Cancel | Go]) -> Workload:
-    workload = Workload(*bounds)
+def run_workload(
+    bounds: tuple[Limits, int], script: list[Submit | Cancel | Go], stages: int = 1
+) -> Workload:
+    workload = Workload(*bounds, stages)
     for action in script:
         workload.do(action)
     workload.finish()
@@ -205,6 +207,14 @@ def test_a_request_comes_to_what_it_comes_to_alone(
     bounds: tuple[Limits, int], script: list[Submit | Cancel | Go]
 ) -> None:
     run_workload(bounds, script)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(bounds=limits(), script=actions, stages=st.integers(2, 4))
+def test_and_so_it_does_where_several_steps_are_in_flight(
+    bounds: tuple[Limits, int], script: list[Submit | Cancel | Go], stages: int
+) -> None:
+    run_workload(bounds, script, stages)
 
 
 def test_a_pool_too_small_for_all_preempts_and_loses_nothing() -> None:
