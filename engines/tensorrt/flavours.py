@@ -38,7 +38,7 @@ class Features:
 
 # (package, first version) -> features; the last row of a package that is not above its version.
 # From the headers of the releases; the rows of installed packages are held against the packages
-# themselves by tests/engines/tensorrt/test_flavours.py.
+# themselves by tests/engines/tensorrt/test_targets.py.
 FEATURES: dict[tuple[str, tuple[int, int]], Features] = {
     ("tensorrt", (10, 16)): Features(
         ragged_attention=False,

@@ -65,6 +65,7 @@ class TensorRTSession:
     def allocate_cache(self, blocks: int, slots: int = 1) -> None:
         """Room for the keys and values of `slots` sequences."""
         self._caches.clear()
+        self._slots = 0
         for name, slot_bytes in self._slot_bytes.items():
             self._caches[name] = self._device.allocate(
                 slot_bytes * slots, f"the cache of {slots} sequences", LESS_CONTEXT

@@ -111,6 +111,11 @@ def _death(status: int) -> str:
         name = signal.Signals(-status).name
     except ValueError:
         name = f"signal {-status}"
+    if name == "SIGKILL":
+        return (
+            "died (SIGKILL, as of a machine that is out of memory; paddock build NAME --estimate"
+            " says what a build takes)"
+        )
     return f"died ({name})"
 
 
