@@ -84,7 +84,6 @@ def compile_plan(
             f"{flavour.label} does not compile this network for {', '.join(targets)}"
             + (f": {places}" if places else "")
             + f"\n{words}"
-            + (f"\n  its whole log is {log.file}" if log.file else "")
         )
     return bytes(plan)
 

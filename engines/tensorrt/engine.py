@@ -27,7 +27,7 @@ from paddock.engines.tensorrt.session import TensorRTSession
 from paddock.engines.tensorrt.subprocess_build import Progress, Request, compile_in_subprocess
 from paddock.engines.tensorrt.weights import EmbeddedWeights, ExternalWeights
 from paddock.graph import DType, Graph, GraphError
-from paddock.graph.ops import Dequantize, Input
+from paddock.graph.ops import Attention, Dequantize, Input
 from paddock.graph.passes.expand import expand
 
 NAME = "tensorrt"
@@ -128,7 +128,7 @@ def estimate(graph: Graph, options: Mapping[str, Any], weight_bytes: int) -> Com
     plan, memory = base + each * nodes, 216e6 + 0.46e6 * nodes
     _, chosen = _chosen(types_of(graph), options)
     if graph.dtype is DType.F16 and ("sm75" in chosen or len(types_of(graph)) > 1):
-        plan *= 1.55
+        plan *= 1.35 if len(types_of(graph)) == 1 else 1.55
     if (options.get("weights") or EXTERNAL) == EMBEDDED:
         plan += 0.9 * weight_bytes
         memory += 3.7 * weight_bytes
@@ -160,6 +160,7 @@ def prepare(graph: Graph, options: Mapping[str, Any]) -> Request:
             raise BuildError(
                 f"{node.where}: the step has no array {node.op.key!r}; it has {', '.join(_STEP)}"
             )
+    _check_heads(graph)
     how = str(options.get("weights") or EXTERNAL)
     if how not in (EXTERNAL, EMBEDDED):
         raise BuildError(f"engine.weights is {how!r}, expected {EXTERNAL} or {EMBEDDED}")
@@ -171,6 +172,20 @@ def prepare(graph: Graph, options: Mapping[str, Any]) -> Request:
         weights=how,
         ranks=int(options.get("ranks") or 1),
     )
+
+
+def _check_heads(graph: Graph) -> None:
+    """Of sizes that TensorRT for RTX 1.7 fails on within itself, for every target."""
+    for node in graph.find(Attention):
+        query = node.inputs[0].type
+        size = query.size(-1)
+        if type(node.op) is not Attention or node.op.soft_cap is not None:
+            continue  # written out in products and a softmax, which take any size
+        if query.dtype is not DType.F32 and size > 8 and size % 8:
+            raise BuildError(
+                f"{node.where}: heads of {size} numbers; TensorRT compiles attention in"
+                f" {query.dtype} for multiples of 8; use dtype=f32"
+            )
 
 
 def types_of(graph: Graph) -> list[DType]:

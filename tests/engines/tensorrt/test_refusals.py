@@ -18,6 +18,7 @@ from paddock.engines.tensorrt.flavours import Flavour
 from paddock.engines.tensorrt.gpu import Driver, Gpu
 from paddock.engines.tensorrt.interpreted import HostDevice
 from paddock.engines.tensorrt.plan import GRAPH, NETWORK, PLAN, Plan
+from paddock.engines.tensorrt.subprocess_build import compile_in_subprocess
 from paddock.graph import DType
 from tests.engines.tensorrt.networks import Model, defined
 
@@ -156,3 +157,31 @@ def test_no_cupy_is_named_with_its_extra(plan: Plan, monkeypatch: pytest.MonkeyP
     on(monkeypatch, ADA)
     with pytest.raises(BuildError, match=r"runs through CuPy, which cannot be loaded .*paddock\[r"):
         runtime.open_on_gpu(plan, Model("llama").weights)
+
+
+def headed(size: int, dtype: DType) -> Model:
+    return Model("llama", dtype, config={"num_hidden_layers": 1, "head_dim": size})
+
+
+@pytest.mark.parametrize("dtype", [DType.F16, DType.BF16])
+def test_heads_that_the_compiler_fails_on(flavour: Flavour, dtype: DType) -> None:
+    with pytest.raises(
+        BuildError,
+        match=rf"self_attn.*: heads of 12 numbers; .* in {dtype} for multiples of 8; use dtype=f32",
+    ):
+        headed(12, dtype).request()
+    for size in (4, 8, 24):
+        headed(size, dtype).request()
+    headed(12, DType.F32).request()
+
+
+def test_the_compiler_does_fail_on_them(flavour: Flavour, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once a release takes them, this fails, and the refusal may go."""
+    monkeypatch.setattr(engine, "_check_heads", lambda graph: None)
+    with pytest.raises(
+        BuildError, match=r"Myelin .*CHECK\(op->input_layouts\(\)\.size\(\) > idx\)"
+    ):
+        compile_in_subprocess(headed(12, DType.F16).request(), None, None)
+    monkeypatch.undo()
+    for size in (4, 24):
+        assert compile_in_subprocess(headed(size, DType.F16).request(), None, None).data
