@@ -28,7 +28,8 @@ PRESENT = "present."
 
 
 def attention(state: Lowering, node: Node, inputs: list[Any]) -> Any:
-    """[tokens, heads, size] -> the same, by the attention layer or, capped, by primitives."""
+    """[tokens, heads, size] -> [tokens, heads, value size], by the attention layer; by primitives
+    where scores are capped, there are sinks, or values are of another size than keys."""
     op = node.op
     assert isinstance(op, F.Attention)
     q, k, v, *caches = inputs[:5]
@@ -41,8 +42,10 @@ def attention(state: Lowering, node: Node, inputs: list[Any]) -> Any:
     factor = state.network.scalar(op.scale, DType.F32, 3)
     q = state.narrowed(state.elementwise("PROD", state.widened(q), factor), node.inputs[0].dtype)
     q = _rows(state, q, node.inputs[0])
-    if op.soft_cap is not None:
-        y = _written_out(state, node, q, keys, values)
+    sinks = inputs[-1] if isinstance(op, F.SinkAttention) else None
+    sizes_differ = value_size != node.inputs[1].type.size(2)  # which the layer refuses
+    if op.soft_cap is not None or sinks is not None or sizes_differ:
+        y = _written_out(state, node, q, keys, values, sinks)
     else:
         y = _fused(state, op, node.inputs[0].dtype, q, keys, values)
     return state.view(y, (-1, heads, value_size), before=(0, 2, 1, 3))
@@ -166,11 +169,13 @@ def _distances(state: Lowering, slopes: tuple[float, ...]) -> Tensor:
     return state.once(("distances", slopes), make)
 
 
-def _written_out(state: Lowering, node: Node, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """In primitives: scores become cap * tanh(scores / cap), for which the layer has no place."""
+def _written_out(
+    state: Lowering, node: Node, q: Tensor, keys: Tensor, values: Tensor, sinks: Tensor | None
+) -> Tensor:
+    """In primitives: scores may become cap * tanh(scores / cap), or have sinks [heads] beside
+    them, for neither of which the layer has a place."""
     op, network = node.op, state.network
     assert isinstance(op, F.Attention)
-    assert op.soft_cap is not None
     heads, size = node.inputs[0].type.size(1), node.inputs[0].type.size(2)
     kv_heads, value_size = node.inputs[2].type.size(1), node.inputs[2].type.size(2)
     group, capacity = heads // kv_heads, state.bounds.capacity
@@ -181,10 +186,11 @@ def _written_out(state: Lowering, node: Node, q: Tensor, keys: Tensor, values: T
     keys = _by_group(state, keys, kv_heads, 1, capacity, size)
     values = _by_group(state, values, kv_heads, 1, capacity, value_size)
     scores = state.widened(network.add("matrix_multiply", q, none, keys, transposed))
-    cap = network.scalar(op.soft_cap, DType.F32, 5)
-    tanh = network.enum("ActivationType", "TANH")
-    scores = network.add("activation", state.elementwise("DIV", scores, cap), tanh)
-    scores = state.elementwise("PROD", scores, cap)
+    if op.soft_cap is not None:
+        cap = network.scalar(op.soft_cap, DType.F32, 5)
+        tanh = network.enum("ActivationType", "TANH")
+        scores = network.add("activation", state.elementwise("DIV", scores, cap), tanh)
+        scores = state.elementwise("PROD", scores, cap)
     if op.alibi is not None:
         bias = _by_group(state, _distances(state, op.alibi), kv_heads, group, -1, capacity)
         scores = state.elementwise("SUM", scores, bias)
@@ -193,11 +199,28 @@ def _written_out(state: Lowering, node: Node, q: Tensor, keys: Tensor, values: T
         lambda: _by_group(state, seen(state, op.window), 1, 1, -1, capacity),
     )
     unseen = network.scalar(_UNSEEN[DType.F32], DType.F32, 5)
-    softmax = network.layer("softmax", network.add("select", mask, scores, unseen))
-    network.set(softmax, "axes", 1 << 4)
-    weights = state.narrowed(network.output(softmax), node.inputs[2].dtype)
+    scores = network.add("select", mask, scores, unseen)
+    if sinks is None:
+        layer = network.layer("softmax", scores)
+        network.set(layer, "axes", 1 << 4)
+        weights = network.output(layer)
+    else:
+        sinks = state.view(state.widened(sinks), (1, kv_heads, group, 1, 1))
+        weights = _softmax_beside(state, scores, sinks)
+    weights = state.narrowed(weights, node.inputs[2].dtype)
     y = network.add("matrix_multiply", weights, none, values, none)
     return _by_group(state, y, heads, -1, value_size)
+
+
+def _softmax_beside(state: Lowering, scores: Tensor, sinks: Tensor) -> Tensor:
+    """exp(scores) over the sum of all of them and exp(sinks), along the last of five axes."""
+    highest, total = (state.network.enum("ReduceOperation", n) for n in ("MAX", "SUM"))
+    largest = state.network.add("reduce", scores, highest, 1 << 4, True)
+    largest = state.elementwise("MAX", largest, sinks)
+    raised = state.unary("EXP", state.elementwise("SUB", scores, largest))
+    lost = state.unary("EXP", state.elementwise("SUB", sinks, largest))
+    whole = state.network.add("reduce", raised, total, 1 << 4, True)
+    return state.elementwise("DIV", raised, state.elementwise("SUM", whole, lost))
 
 
 def _by_group(state: Lowering, x: Tensor, *tail: int) -> Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import erf
 from typing import Any
 
@@ -99,6 +99,7 @@ class Interpreter:
 
     def _ordered(self) -> list[Step]:
         waiting: list[Step] = []
+        conditions: dict[str, str] = {}  # conditional -> the tensor that decides
         for i in range(self._network.num_layers):
             layer = self._network.get_layer(i)
             # The activation's own attribute of that name hides the layer's.
@@ -106,6 +107,8 @@ class Interpreter:
             kind = "ACTIVATION" if is_activation else _name(layer.type)
             layer.__class__ = getattr(self._trt, _class_of(kind))
             given = [layer.get_input(k) for k in range(layer.num_inputs)]
+            if kind == "CONDITION":
+                conditions[layer.conditional.name] = given[0].name
             made = [layer.get_output(k) for k in range(layer.num_outputs)]
             if kind != "ATTENTION_INPUT":
                 for tensor in made:
@@ -118,6 +121,12 @@ class Interpreter:
                     tuple(t.name for t in made),
                 )
             )
+        waiting = [
+            replace(s, inputs=(*s.inputs, conditions[s.layer.conditional.name]))
+            if s.kind == "CONDITIONAL_OUTPUT"
+            else s
+            for s in waiting
+        ]
         known, ordered = set(self.input_names), []
         while waiting:
             ready = [s for s in waiting if all(n is None or n in known for n in s.inputs)]
@@ -260,10 +269,15 @@ def _slice(layer: Any, x: list[Any]) -> list[Any]:
 
 
 def _gather(layer: Any, x: list[Any]) -> list[Any]:
-    if _name(layer.mode) != "DEFAULT" or layer.num_elementwise_dims:
-        raise InterpreterError(f"{layer.name}: no NumPy definition of this gather")
+    mode, shared = _name(layer.mode), layer.num_elementwise_dims
     if x[1].size and (x[1].min() < 0 or x[1].max() >= x[0].shape[layer.axis]):
         raise InterpreterError(f"{layer.name}: an index is outside of {x[0].shape}")
+    if mode == "ELEMENT":
+        return [np.take_along_axis(x[0], x[1], axis=layer.axis)]
+    if mode != "DEFAULT" or shared > 1 or (shared and layer.axis != 1):
+        raise InterpreterError(f"{layer.name}: no NumPy definition of this gather")
+    if shared:  # each row of the first axis by indices of its own
+        return [np.stack([row[index] for row, index in zip(*x, strict=True)])]
     return [np.take(x[0], x[1], axis=layer.axis)]
 
 
@@ -338,6 +352,8 @@ def _name(member: Any) -> str:
 
 def _class_of(kind: str) -> str:
     irregular = {
+        "CONDITIONAL_INPUT": "IIfConditionalInputLayer",
+        "CONDITIONAL_OUTPUT": "IIfConditionalOutputLayer",
         "ELEMENTWISE": "IElementWiseLayer",
         "KV_CACHE_UPDATE": "IKVCacheUpdateLayer",
         "SOFTMAX": "ISoftMaxLayer",
@@ -404,6 +420,9 @@ REDUCTIONS: dict[str, Callable[..., Array]] = {
 EVALUATORS: dict[str, Callable[[Any, list[Any]], list[Any]]] = {
     "ACTIVATION": lambda layer, x: [ACTIVATIONS[_name(layer.type)](_wide(x[0]))],
     "CONCATENATION": lambda layer, x: [np.concatenate(x, layer.axis)],
+    "CONDITION": lambda layer, x: [],
+    "CONDITIONAL_INPUT": lambda layer, x: [x[0]],
+    "CONDITIONAL_OUTPUT": lambda layer, x: [x[0] if x[2] else x[1]],
     "CUMULATIVE": _cumulative,
     "DEQUANTIZE": _dequantize,
     "ELEMENTWISE": lambda layer, x: [BINARY[_name(layer.op)](_wide(x[0]), _wide(x[1]))],

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,6 +25,7 @@ from paddock.engines.tensorrt.collectives import (
     broadcast,
     reduce_scatter,
 )
+from paddock.engines.tensorrt.experts import grouped_linear, route, weighted_sum
 from paddock.engines.tensorrt.network import CheckedNetwork, Tensor
 from paddock.graph import DType, Graph, Node
 from paddock.graph import Tensor as GraphTensor
@@ -253,17 +255,18 @@ def _dequantize(state: Lowering, node: Node, inputs: list[Any]) -> Any:
     integers, scales = (t.node.op for t in node.inputs)
     if not (isinstance(integers, Weight) and isinstance(scales, Weight)):
         raise BuildError(f"{node.where}: dequantize expects stored integers and scales")
-    rows, groups = fixed(scales.shape)
-    per_row = groups == 1
-    network, dtype = state.network, node.outputs[0].dtype
-    values = state.weights.tensor(state, integers, fixed(integers.shape))
+    *leading, groups = fixed(scales.shape)
+    per_row, rows = groups == 1, prod(leading)  # of all experts, one behind the other
+    network, dtype, shape = state.network, node.outputs[0].dtype, fixed(integers.shape)
+    values = state.weights.tensor(state, integers, (rows, shape[-1]))
     scale = state.weights.tensor(state, scales, (rows,) if per_row else (rows, groups))
     # TensorRT has 4-bit integers' scales in the type of the result alone.
     scale = state.narrowed(scale, dtype)
     layer = network.layer("dequantize", values, scale, network.dtype(dtype))
     if per_row:
         network.set(layer, "axis", 0)
-    return network.output(layer)
+    y = network.output(layer)
+    return y if len(shape) == 2 else state.view(y, shape)
 
 
 # ** arithmetic **
@@ -479,6 +482,7 @@ TABLE: dict[type[Op], Callable[[Lowering, Node, list[Any]], Any]] = {
     F.Fill: _fill,
     F.Gather: _gather,
     F.Input: _input,
+    F.GroupedLinear: grouped_linear,
     F.HeadLinear: _head_linear,
     F.LayerNorm: _layer_norm,
     F.Linear: _linear,
@@ -488,9 +492,12 @@ TABLE: dict[type[Op], Callable[[Lowering, Node, list[Any]], Any]] = {
     F.ReduceScatter: reduce_scatter,
     F.Reshape: _reshape,
     F.Rotary: _rotary,
+    F.Route: route,
     F.RotaryAngles: _rotary_angles,
     F.Scale: _scale,
     F.Send: _send,
+    F.SinkAttention: attention,
     F.Split: _split,
     F.Weight: _weight,
+    F.WeightedSum: weighted_sum,
 }

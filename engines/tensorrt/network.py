@@ -9,7 +9,7 @@ model that asked for it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -79,6 +79,33 @@ class CheckedNetwork:
             made = getattr(self.raw, f"add_{method}")(*arguments)
         except (TypeError, RuntimeError, ValueError) as error:
             raise self._error(method, str(error).splitlines()[0]) from error
+        return self._named(made, method)
+
+    def conditional(
+        self,
+        condition: Tensor,
+        operands: Sequence[Tensor],
+        if_true: Callable[..., Tensor],
+        if_false: Callable[..., Tensor],
+    ) -> Tensor:
+        """What one of two functions makes of the operands, as a bool [] says when a step runs.
+
+        All that the functions read must be among the operands: TensorRT evaluates lazily only what
+        depends on nothing else.
+        """
+        chosen = self.raw.add_if_conditional()
+        if chosen is None:
+            raise self._error("if_conditional", "TensorRT gives none")
+        chosen.name = self._layer_name("if_conditional")
+        self._named(chosen.set_condition(condition), "condition")
+        inside = [
+            self.output(self._named(chosen.add_input(x), "conditional_input")) for x in operands
+        ]
+        results = if_true(*inside), if_false(*inside)
+        return self.output(self._named(chosen.add_output(*results), "conditional_output"))
+
+    def _named(self, made: Layer, method: str) -> Layer:
+        """A layer that was just made, checked, with its name and what it is for."""
         if made is None:
             raise self._error(method, "TensorRT takes no such operands")
         made.name = self._layer_name(method)
@@ -153,8 +180,8 @@ class CheckedNetwork:
 
         i4 comes packed two a byte along the last axis, with the unpacked `shape`.
         """
-        array = np.ascontiguousarray(array)
         shape = tuple(array.shape if shape is None else shape)
+        array = np.ascontiguousarray(array)  # gives scalars an axis
         self._kept.append(array)
         count = int(np.prod(shape, dtype=np.int64))
         weights = self.flavour.module.Weights(self.dtype(dtype), array.ctypes.data, count)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tests.models.decoder_draws import Config, Draw, family
+from tests.models.decoder_draws import FAMILIES, Config, Draw, family
+
+_OTHERS = frozenset(FAMILIES)
 
 
 def experts(draw: Draw, *, of: str = "num_experts", most: int = 8) -> Config:
@@ -206,3 +208,6 @@ def gpt_oss(draw: Draw) -> Config:
             "rope_parameters": draw.rope(),
         }
     )
+
+
+EXPERTS = tuple(name for name in FAMILIES if name not in _OTHERS)  # those of this file

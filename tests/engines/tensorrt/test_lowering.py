@@ -22,7 +22,7 @@ from paddock.graph import Array, DType, Graph, Module, Op, Tensor, TensorType, u
 from paddock.graph import ops as F
 from paddock.graph.ops import Source
 from paddock.layers import Attention, Embedding, Step, VocabHead, trace
-from tests.engines.lowered import Case
+from tests.engines.lowered import Case, Held
 from tests.engines.tensorrt.networks import OPTIONS, SoiledDevice, defined, played
 from tests.models.bound_arrays import BoundArrays
 from tests.models.play import chunks, relative_error, whole
@@ -48,7 +48,13 @@ def error(flavour: Flavour, build: Build, dtype: DType = DType.F32) -> float:
     definition = define(request.graph, request.bounds, ExternalWeights(), flavour, log)
     network = definition.network
     interpreter = Interpreter(flavour.module, network.raw, network.constants)
-    found = interpreter.run(case.held)["logits"].astype(np.float32)
+    held, fed = Held(case.held), {}
+    for given in definition.state.inputs.values():
+        array, shape = held.stored(given.name), [d for d in given.dims if isinstance(d, int)]
+        if given.dtype is DType.I4:
+            shape[-1] //= 2
+        fed[given.name] = array.reshape(shape)
+    found = interpreter.run(fed)["logits"].astype(np.float32)
     sources = [op for n in graph.nodes if isinstance(op := n.op, Source)]
     (wanted,) = evaluate(graph, {op: case.held[op.key] for op in sources})
     wanted = wanted.astype(np.float32)
@@ -100,6 +106,86 @@ CASES: dict[str, Build] = {
 @pytest.mark.parametrize("name", CASES)
 def test_an_op_computes_its_definition(flavour: Flavour, name: str) -> None:
     assert error(flavour, CASES[name]) < 1e-6
+
+
+# --- experts -----------------------------------------------------------------------------------
+
+ROUTES = {
+    "softmax": F.Route(3),
+    "sigmoid": F.Route(3, "sigmoid", normalize=True, epsilon=0.1, scale=2.5),
+    "of those chosen": F.Route(3, "chosen_softmax"),
+    "groups": F.Route(3, "sigmoid", groups=4, kept_groups=2, group_best=2),
+    "sparsemixer": F.Route(2, "sparsemixer", jitter=0.3),
+}
+LOGITS = random_array(5, 8) * 2
+
+
+@pytest.mark.parametrize("result", [0, 1], ids=["weights", "numbers"])
+@pytest.mark.parametrize("biased", [False, True], ids=["", "biased"])
+@pytest.mark.parametrize("how", ROUTES)
+def test_routes(flavour: Flavour, how: str, biased: bool, result: int) -> None:
+    if how == "sparsemixer" and biased:
+        pytest.skip("it takes no bias")
+
+    def build(case: Case) -> Tensor:
+        bias = case.weight("b", random_array(8)) if biased else None
+        return F.route(case.weight("x", LOGITS), ROUTES[how], bias)[result]
+
+    assert error(flavour, build) < 1e-6
+
+
+IDS = np.array([[0, 3], [2, 1], [3, 2], [1, 0], [3, 1]])
+
+
+@pytest.mark.parametrize("first", [None, 0, 2], ids=["all", "lower half", "upper half"])
+@pytest.mark.parametrize("tokens", [1, 2, 3, 5])
+@pytest.mark.parametrize("inputs", ["one", "each"])
+@pytest.mark.parametrize("biased", [False, True], ids=["", "biased"])
+def test_grouped_linear(
+    flavour: Flavour, biased: bool, inputs: str, tokens: int, first: int | None
+) -> None:
+    """Few tokens, which fetch weights, and many, which meet all of them."""
+    held = 4 if first is None else 2
+
+    def build(case: Case) -> Tensor:
+        x = random_array(tokens, 8) if inputs == "one" else random_array(tokens, 2, 8)
+        return F.grouped_linear(
+            case.weight("x", x),
+            case.weight("w", random_array(held, 6, 8)),
+            case.weight("i", IDS[:tokens]),
+            case.weight("b", random_array(held, 6)) if biased else None,
+            first=first,
+        )
+
+    assert error(flavour, build) < 1e-6
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("kind", [DType.I8, DType.I4])
+def test_integers_of_experts(flavour: Flavour, kind: DType, groups: int) -> None:
+    integers = np.random.default_rng(1).integers(-7, 8, (4, 6, 16)).astype(kind.numpy)
+
+    def build(case: Case) -> Tensor:
+        scales = np.abs(random_array(4, 6, groups))
+        weight = F.Dequantize(DType.F32)(case.weight("q", integers), case.weight("s", scales))
+        return F.grouped_linear(
+            case.weight("x", random_array(5, 16)), weight, case.weight("i", IDS)
+        )
+
+    assert error(flavour, build) < 1e-6
+
+
+def test_weighted_sum(flavour: Flavour) -> None:
+    assert (
+        error(
+            flavour,
+            lambda c: F.weighted_sum(c.weight("y", HEADS), c.weight("w", random_array(5, 3))),
+        )
+        < 1e-6
+    )
+
+
+# --- positions ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
