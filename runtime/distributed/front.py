@@ -207,12 +207,18 @@ class RankGroup:
                 )
 
     def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._greet, args=(connection,), daemon=True).start()
+        """Until all ranks are here or none is awaited; nobody else closes the listener.
+
+        A thread that waits at a descriptor which another closes goes on to wait at the next thing
+        of that number: the listener of the next group, whose ranks it would turn away.
+        """
+        with self._listener:
+            while not (self._closing or self.lost or len(self.ranks) == self.size):
+                try:
+                    connection, _ = self._listener.accept()
+                except TimeoutError:
+                    continue
+                threading.Thread(target=self._greet, args=(connection,), daemon=True).start()
 
     def _greet(self, connection: socket.socket) -> None:
         """A connection is a rank's once it has said the token; any other is closed."""
@@ -238,8 +244,6 @@ class RankGroup:
             return
         with self._changed:
             self.ranks[rank.rank] = rank
-            if len(self.ranks) == self.size:
-                self._listener.close()
             self._changed.notify_all()
         self._read(rank)
 
@@ -267,6 +271,7 @@ class RankGroup:
             self._lose(f"{rank}: {error}")
         except OSError:
             pass
+        rank.channel.close()
         rank.alive = False
         said = ""
         if rank.ready is None and not self._closing:
@@ -346,15 +351,13 @@ class RankGroup:
             watcher(self.lost)
 
     def _end_processes(self) -> None:
-        self._listener.close()
         here = socket.gethostname()
         for rank in self._in_order():
             if rank.alive and rank.host == here:
                 rank.alive = False
                 with contextlib.suppress(OSError):
                     os.kill(rank.pid, signal.SIGKILL)  # a stopped one hears nothing else
-            with contextlib.suppress(OSError):
-                rank.channel.socket.shutdown(socket.SHUT_RDWR)
+            rank.channel.end()
         self._process.end()
 
     def _send(self, rank: _Rank, kind: Kind, content: dict[str, Any]) -> None:
@@ -482,7 +485,9 @@ class RemoteSession:
 
 def _listen(*, everywhere: bool) -> socket.socket:
     """On this host alone, unless ranks may be on others."""
-    return socket.create_server(("" if everywhere else "127.0.0.1", 0), backlog=128)
+    listener = socket.create_server(("" if everywhere else "127.0.0.1", 0), backlog=128)
+    listener.settimeout(WATCH_S)
+    return listener
 
 
 def _addresses(listener: socket.socket, everywhere: bool) -> str:

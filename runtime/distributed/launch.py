@@ -99,8 +99,11 @@ class Process:
         """The end of what it printed, in one line."""
         if self.output is None:
             return ""
-        self.output.seek(0)
-        lines = self.output.read().decode("utf-8", "replace").split("\n")
+        try:
+            self.output.seek(0)
+            lines = self.output.read().decode("utf-8", "replace").split("\n")
+        except ValueError:  # another thread ended it in the meantime
+            return ""
         said = [line.strip(" =-\r") for line in lines if line.strip(" =-\r")]
         return " / ".join(said[-3:])[-600:]
 

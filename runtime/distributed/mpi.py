@@ -8,11 +8,13 @@ nobody inside a call that never returns.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,6 +59,7 @@ class World:
         MPI = load()
         comm = MPI.COMM_WORLD
         node = comm.Split_type(MPI.COMM_TYPE_SHARED, comm.rank)
+        _unname_shared_memory(node)
         return World(
             rank=comm.rank,
             size=comm.size,
@@ -78,6 +81,19 @@ class World:
     def leave(self) -> None:
         """After all others have done their part."""
         load().Finalize()
+
+
+def _unname_shared_memory(node: Any) -> None:
+    """Take the names of MPICH's shared memory away once all ranks of this host have it.
+
+    MPICH does so at its end, which killed ranks never reach: each would leave a file that is never
+    freed. What is mapped stays.
+    """
+    maps = Path("/proc/self/maps")
+    node.Barrier()
+    if node.rank == 0 and maps.exists():
+        for path in set(re.findall(r"/dev/shm/mpich_shm_\w+$", maps.read_text(), re.MULTILINE)):
+            Path(path).unlink(missing_ok=True)
 
 
 class Waits:

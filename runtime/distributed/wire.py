@@ -5,6 +5,7 @@ Layouts are fixed and hold numbers, arrays and JSON: nothing in them is ever run
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import struct
@@ -76,7 +77,7 @@ class Channel:
 
     def __init__(self, connection: socket.socket) -> None:
         self.socket = connection
-        self._sending = threading.Lock()
+        self._sending, self._ending = threading.Lock(), threading.Lock()
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         _keep_alive(connection)
 
@@ -103,8 +104,16 @@ class Channel:
         payload = self._exactly(size)
         return None if payload is None else Frame(Kind(kind), payload)
 
+    def end(self) -> None:
+        """Wake whoever sends or receives; nothing passes any more."""
+        with self._ending, contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
-        self.socket.close()
+        """By whoever receives: a closed descriptor's number is soon another's."""
+        self.end()
+        with self._sending, self._ending:
+            self.socket.close()
 
     def _exactly(self, size: int) -> bytearray | None:
         buffer = bytearray(size)
