@@ -8,7 +8,7 @@ padding, and which call a sequence goes into. Nothing here depends on a particul
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -28,6 +28,8 @@ class PaddedCall:
     positions: Array  # i64 [S, L]
     write_indices: Array  # i32 [S]: where in its slot a row's tokens go
     key_value_lengths: Array  # i32 [S]: tokens of the slot that the row's last query sees
+    row_lengths: Array  # i32 [S]: tokens of each row that are not padding
+    token_types: Array  # i64 [S, L]
     logit_rows: Array  # i64 [R]: of the call's S x L tokens; one at least
     step_rows: Array  # i64 [R']: these rows of the step's logits ...
     from_rows: Array  # i64 [R']: ... are these of the call's
@@ -50,10 +52,14 @@ class _Row:
 
 class PaddedPlanner:
     """`capacity`: tokens that a slot holds, one more than any sequence has. A call has at most
-    `max_rows` rows and `max_step_tokens` tokens, padding counted."""
+    `max_rows` rows and `max_step_tokens` tokens, padding counted. Where nothing is kept in slots,
+    `has_slots` False, a call's rows are any sequences, those of like length together."""
 
-    def __init__(self, capacity: int, max_rows: int, max_step_tokens: int) -> None:
+    def __init__(
+        self, capacity: int, max_rows: int, max_step_tokens: int, *, has_slots: bool = True
+    ) -> None:
         self.capacity, self.max_rows, self.max_step_tokens = capacity, max_rows, max_step_tokens
+        self.has_slots = has_slots
 
     def calls(self, step: StepInputs) -> Iterator[PaddedCall]:
         """Decoding sequences share a call; prompts share one with neighbours of like lengths.
@@ -62,6 +68,9 @@ class PaddedPlanner:
         token behind everything, and see one.
         """
         rows = _rows(step)
+        if not self.has_slots:
+            by_length = sorted(rows, key=lambda row: row.tokens)
+            rows = [replace(row, slot=i) for i, row in enumerate(by_length)]
         for group in self._within_reach([row for row in rows if row.tokens == 1]):
             yield self._call(step, group, 1)
         for group in self._groups([row for row in rows if row.tokens > 1]):
@@ -104,6 +113,8 @@ class PaddedPlanner:
         positions = np.zeros((count, length), np.int64)
         write_indices = np.full(count, self.capacity - length, np.int32)
         lengths = np.full(count, length, np.int32)
+        row_lengths = np.zeros(count, np.int32)
+        token_types = np.zeros((count, length), np.int64)
         # Of the step's tokens, where they stand in this call; -1 for those in others.
         place = np.full(len(step.token_ids), -1, np.int64)
         for row in rows:
@@ -114,6 +125,9 @@ class PaddedPlanner:
             positions[r, row.tokens :] = step.positions[part.stop - 1]
             write_indices[r] = row.past
             lengths[r] = row.past + length
+            row_lengths[r] = row.tokens
+            if step.token_types is not None:
+                token_types[r, : row.tokens] = step.token_types[part]
             place[part] = r * length + np.arange(row.tokens)
         asked = place[step.logit_rows]
         step_rows = np.flatnonzero(asked >= 0)
@@ -124,6 +138,8 @@ class PaddedPlanner:
             positions=positions,
             write_indices=write_indices,
             key_value_lengths=lengths,
+            row_lengths=row_lengths,
+            token_types=token_types,
             logit_rows=unique if len(unique) else np.zeros(1, np.int64),
             step_rows=step_rows,
             from_rows=inverse.astype(np.int64),

@@ -35,13 +35,10 @@ def attention(state: Lowering, node: Node, inputs: list[Any]) -> Any:
     q, k, v, *caches = inputs[:5]
     heads, value_size = node.inputs[0].type.size(1), node.inputs[2].type.size(2)
     keys, values = (
-        _updated(state, node.inputs[3 + i], caches[i], _rows(state, x, node.inputs[1 + i]))
+        _updated(state, node.inputs[3 + i], caches[i], rows_of(state, x, node.inputs[1 + i]))
         for i, x in enumerate((k, v))
     )
-    # The layer has no scale of its own.
-    factor = state.network.scalar(op.scale, DType.F32, 3)
-    q = state.narrowed(state.elementwise("PROD", state.widened(q), factor), node.inputs[0].dtype)
-    q = _rows(state, q, node.inputs[0])
+    q = rows_of(state, scaled(state, q, op.scale, node.inputs[0].dtype), node.inputs[0])
     sinks = inputs[-1] if isinstance(op, F.SinkAttention) else None
     sizes_differ = value_size != node.inputs[1].type.size(2)  # which the layer refuses
     if op.soft_cap is not None or sinks is not None or sizes_differ:
@@ -61,7 +58,18 @@ def key_value_lengths(state: Lowering) -> Tensor:
     return state.feed("key_value_lengths", "step", DType.I32, SEQUENCES)
 
 
-def _rows(state: Lowering, x: Tensor, like: Any) -> Tensor:
+def row_lengths(state: Lowering) -> Tensor:
+    """i32 [S]: tokens of each row that are a sequence's, and not padding."""
+    return state.feed("row_lengths", "step", DType.I32, SEQUENCES)
+
+
+def scaled(state: Lowering, q: Tensor, scale: float, dtype: DType) -> Tensor:
+    """Queries [tokens, heads, size] times the scale, of which the layer has none."""
+    factor = state.network.scalar(scale, DType.F32, 3)
+    return state.narrowed(state.elementwise("PROD", state.widened(q), factor), dtype)
+
+
+def rows_of(state: Lowering, x: Tensor, like: Any) -> Tensor:
     """[tokens, heads, size] -> [S, heads, L, size]."""
     network, heads, size = state.network, like.type.size(1), like.type.size(2)
 
@@ -145,14 +153,14 @@ def _biased(state: Lowering, slopes: tuple[float, ...], window: int | None, dtyp
 
     def make() -> Tensor:
         wide = _distances(state, slopes)
-        unseen = state.network.scalar(_UNSEEN[dtype], DType.F32, 4)
+        unseen = state.network.scalar(UNSEEN[dtype], DType.F32, 4)
         return state.narrowed(state.network.add("select", seen(state, window), wide, unseen), dtype)
 
     return state.once(("biased", slopes, window), make)
 
 
 # Finite, so that a block of keys of which none is seen does not become NaN on its way.
-_UNSEEN = {DType.F16: -30000.0, DType.BF16: -1e30, DType.F32: -1e30}
+UNSEEN = {DType.F16: -30000.0, DType.BF16: -1e30, DType.F32: -1e30}
 
 
 def _distances(state: Lowering, slopes: tuple[float, ...]) -> Tensor:
@@ -198,7 +206,7 @@ def _written_out(
         ("seen by groups", op.window),
         lambda: _by_group(state, seen(state, op.window), 1, 1, -1, capacity),
     )
-    unseen = network.scalar(_UNSEEN[DType.F32], DType.F32, 5)
+    unseen = network.scalar(UNSEEN[DType.F32], DType.F32, 5)
     scores = network.add("select", mask, scores, unseen)
     if sinks is None:
         layer = network.layer("softmax", scores)

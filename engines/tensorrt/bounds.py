@@ -36,6 +36,11 @@ class Bounds:
         """
         return -(-(self.max_context + 1) // _ALIGNMENT) * _ALIGNMENT
 
+    @property
+    def longest_row(self) -> int:
+        """Tokens of the longest row of a call."""
+        return min(self.max_step_tokens, self.max_context)
+
     @staticmethod
     def of(options: Mapping[str, Any]) -> Bounds:
         """From an engine's options. Raises `BuildError` where they contradict each other."""
@@ -59,7 +64,7 @@ class Bounds:
 
     def shapes(self, profile: int, dims: tuple[int | str, ...]) -> list[tuple[int, ...]]:
         """Least, usual and largest shape of an input whose dimensions have these names."""
-        longest = min(self.max_step_tokens, self.max_context)
+        longest = self.longest_row
         tokens = {CONTEXT: (1, min(512, longest), longest), GENERATION: (1, 1, 1)}[profile]
         sequences = (1, min(8, self.max_sequences), self.max_sequences)
         if profile == CONTEXT:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from paddock.engines.tensorrt.session import TensorRTSession
 from paddock.engines.tensorrt.subprocess_build import Progress, Request, compile_in_subprocess
 from paddock.engines.tensorrt.weights import EmbeddedWeights, ExternalWeights
 from paddock.graph import DType, Graph, GraphError
-from paddock.graph.ops import Attention, Dequantize, Input
+from paddock.graph.ops import Attention, BidirectionalAttention, Dequantize, Input, SequenceMean
 from paddock.graph.passes.expand import expand
 
 NAME = "tensorrt"
@@ -108,7 +108,7 @@ def check_target(dtypes: Sequence[DType], options: Mapping[str, Any]) -> None:
 def key_parts(graph: Graph, options: Mapping[str, Any]) -> dict[str, str]:
     """What a build depends on beside the graph."""
     flavour, chosen = _chosen(types_of(graph), options)
-    bounds = Bounds.of(options)
+    bounds = bounds_of(graph, options)
     return {
         "compiler": flavour.label,
         "target": " ".join(chosen),
@@ -168,7 +168,7 @@ def prepare(graph: Graph, options: Mapping[str, Any]) -> Request:
         graph=graph,
         package=flavour.package,
         targets=chosen,
-        bounds=Bounds.of(options),
+        bounds=bounds_of(graph, options),
         weights=how,
         ranks=int(options.get("ranks") or 1),
     )
@@ -176,16 +176,27 @@ def prepare(graph: Graph, options: Mapping[str, Any]) -> Request:
 
 def _check_heads(graph: Graph) -> None:
     """Of sizes that TensorRT for RTX 1.7 fails on within itself, for every target."""
-    for node in graph.find(Attention):
+    for node in graph.nodes:
+        if type(node.op) not in (Attention, BidirectionalAttention):
+            continue
         query = node.inputs[0].type
         size = query.size(-1)
-        if type(node.op) is not Attention or node.op.soft_cap is not None:
+        if isinstance(node.op, Attention) and node.op.soft_cap is not None:
             continue  # written out in products and a softmax, which take any size
         if query.dtype is not DType.F32 and size > 8 and size % 8:
             raise BuildError(
                 f"{node.where}: heads of {size} numbers; TensorRT compiles attention in"
                 f" {query.dtype} for multiples of 8; use dtype=f32"
             )
+
+
+def bounds_of(graph: Graph, options: Mapping[str, Any]) -> Bounds:
+    """What the options say; an encoder's rows are whole sequences, however long."""
+    bounds = Bounds.of(options)
+    ops = {type(node.op) for node in graph.nodes}
+    if ops & {BidirectionalAttention, SequenceMean} and bounds.longest_row < bounds.max_context:
+        return replace(bounds, max_step_tokens=bounds.max_context)
+    return bounds
 
 
 def types_of(graph: Graph) -> list[DType]:

@@ -25,6 +25,7 @@ from paddock.engines.tensorrt.collectives import (
     broadcast,
     reduce_scatter,
 )
+from paddock.engines.tensorrt.encoders import bidirectional_attention, sequence_mean
 from paddock.engines.tensorrt.experts import grouped_linear, route, weighted_sum
 from paddock.engines.tensorrt.network import CheckedNetwork, Tensor
 from paddock.graph import DType, Graph, Node
@@ -213,7 +214,7 @@ def _input(state: Lowering, node: Node, inputs: list[Any]) -> Any:
     assert isinstance(op, F.Input)
     if op.key == "logit_rows":
         return state.feed(op.key, "step", op.dtype, ROWS)
-    if op.key in ("token_ids", "positions"):
+    if op.key in ("token_ids", "positions", "token_types"):
         rows = state.feed(op.key, "step", op.dtype, SEQUENCES, TOKENS)
         return state.once(("flat", op.key), lambda: state.view(rows, (-1,)))
     if op.key in PACKED_STEP:
@@ -473,6 +474,7 @@ TABLE: dict[type[Op], Callable[[Lowering, Node, list[Any]], Any]] = {
     F.AllGather: all_gather,
     F.AllReduce: all_reduce,
     F.Attention: attention,
+    F.BidirectionalAttention: bidirectional_attention,
     F.Broadcast: broadcast,
     F.CacheBlocks: _cache,
     F.Cast: _cast,
@@ -496,6 +498,7 @@ TABLE: dict[type[Op], Callable[[Lowering, Node, list[Any]], Any]] = {
     F.RotaryAngles: _rotary_angles,
     F.Scale: _scale,
     F.Send: _send,
+    F.SequenceMean: sequence_mean,
     F.SinkAttention: attention,
     F.Split: _split,
     F.Weight: _weight,

@@ -49,7 +49,10 @@ class TensorRTSession:
         self._slot_bytes = {i.name: _nbytes(i.dtype, i.dims[1:]) for i in self._caches_in}
         self.state_bytes = sum(self._slot_bytes.values())
         self._planner = PaddedPlanner(
-            plan.bounds.capacity, plan.bounds.max_sequences, plan.bounds.max_step_tokens
+            plan.bounds.capacity,
+            plan.bounds.max_sequences,
+            plan.bounds.max_step_tokens,
+            has_slots=bool(self._caches_in),
         )
         self._caches: dict[str, Buffer] = {}
         self._slots = 0
@@ -88,7 +91,7 @@ class TensorRTSession:
 
     def _execute(self, call: PaddedCall) -> Array:
         rows = len(call.token_ids)
-        if call.first_slot + rows > self._slots:
+        if self._caches_in and call.first_slot + rows > self._slots:
             raise BuildError(
                 f"slot {call.first_slot + rows - 1} is beyond the {self._slots} of the cache"
             )
