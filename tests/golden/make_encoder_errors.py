@@ -12,9 +12,9 @@ from paddock.layers import trace
 from paddock.models import registry
 from tests.models.bound_checkpoint import BoundCheckpoint
 from tests.models.encoder_cases import NAMES, EncoderCase
+from tests.models.encoder_steps import made, run
 from tests.models.opened import ENGINES, OPTIONS, engine_kind
 from tests.models.play import relative_error
-from tests.models.test_encoders import made, run
 
 FILE = Path(__file__).with_name("encoder_errors.json")
 
