@@ -1,5 +1,6 @@
 """The symbolic graph: tensors, ops, slots, modules, and the mesh they are placed on."""
 
+from paddock.graph.cuda_source import CudaSource, Launch
 from paddock.graph.dtype import Array, DType
 from paddock.graph.errors import GraphError, PaddockError, nearest
 from paddock.graph.graph import Graph, current_graph, use_graph
@@ -12,10 +13,12 @@ from paddock.graph.tensor import Dim, Node, Tensor, TensorType
 __all__ = [
     "Array",
     "Cache",
+    "CudaSource",
     "DType",
     "Dim",
     "Graph",
     "GraphError",
+    "Launch",
     "Mesh",
     "Module",
     "ModuleList",

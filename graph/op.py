@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
+from paddock.graph.cuda_source import CudaSource
 from paddock.graph.dtype import Array, DType
 from paddock.graph.errors import GraphError
 from paddock.graph.graph import current_graph
@@ -40,7 +41,8 @@ class Op:
             lowerings = {"openvino": lambda op, x: opset.clamp(x, -op.limit, op.limit)}
 
     `lowerings` holds implementations by engine name, in the form which that engine's own table
-    has. Where an engine has none, `expand` is asked for a subgraph of other ops.
+    has; `cuda_source` one for the engines that run CUDA C++: cuda, and tensorrt where the release
+    takes plugins. Where an engine has none, `expand` is asked for a subgraph of other ops.
 
     `has_effects` says that computing it twice is not the same as once (it writes into a cache, it
     talks to another rank): such nodes are never merged. `abstract=True` in the class's bases keeps
@@ -49,6 +51,7 @@ class Op:
 
     name: ClassVar[str]
     lowerings: ClassVar[Mapping[str, Callable[..., Any]]] = {}
+    cuda_source: ClassVar[CudaSource | None] = None
     has_effects: ClassVar[bool] = False
 
     def __init_subclass__(cls, *, abstract: bool = False) -> None:

@@ -6,6 +6,7 @@ op may have as an attribute, is an error both ways.
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -14,7 +15,7 @@ from paddock.graph.dtype import DType
 from paddock.graph.errors import GraphError, nearest
 from paddock.graph.graph import Graph
 from paddock.graph.op import OPS, Op
-from paddock.graph.tensor import Dim, Tensor
+from paddock.graph.tensor import Dim, Tensor, TensorType
 
 SCHEMA = 1
 
@@ -26,8 +27,7 @@ def to_json(graph: Graph) -> str:
     for i, node in enumerate(graph.nodes):
         number.update({id(t): (i, t.index) for t in node.outputs})
         record = {
-            "op": node.op.name,
-            "attributes": {k: _encode(v) for k, v in node.op.attributes.items()},
+            **op_record(node.op),
             "inputs": [number[id(t)] for t in node.inputs],
             "path": node.path,
             "source": node.source,
@@ -46,7 +46,7 @@ def from_json(text: str) -> Graph:
             raise GraphError(f"graph schema {data['schema']!r:.40}, this version reads {SCHEMA}")
         graph = Graph(DType(data["dtype"]))
         for record in data["nodes"]:
-            op = _op(record["op"], record["attributes"])
+            op = op_of(record)
             inputs = tuple(_tensor(graph, *pair) for pair in record["inputs"])
             with graph.placed(_text(record["path"]), _text(record["source"])):
                 graph.insert(op, inputs)
@@ -56,6 +56,25 @@ def from_json(text: str) -> Graph:
         raise GraphError(f"the graph's file is damaged: {problem:.200}") from error
     graph.verify()
     return graph
+
+
+def op_record(op: Op) -> dict[str, Any]:
+    """An op as strict JSON holds it."""
+    return {"op": op.name, "attributes": {k: _encode(v) for k, v in op.attributes.items()}}
+
+
+def op_of(record: Mapping[str, Any]) -> Op:
+    """The op of a record. Raises `GraphError` for one that nobody declares."""
+    return _op(record["op"], record["attributes"])
+
+
+def type_record(kind: TensorType) -> dict[str, Any]:
+    """A tensor's type as strict JSON holds it."""
+    return {"dtype": str(kind.dtype), "shape": _encode(kind.shape)}
+
+
+def type_of(record: Mapping[str, Any]) -> TensorType:
+    return TensorType(DType(record["dtype"]), _decode(record["shape"]))
 
 
 def _refuse(constant: str) -> None:

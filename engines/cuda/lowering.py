@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from paddock.engines import cuda_plugin
 from paddock.engines.cuda.choose import ChooseTokens, FillIn
 from paddock.engines.cuda.cublaslt import Shape
 from paddock.engines.cuda.cudnn_attention import Problem
 from paddock.engines.cuda.device import Instruction, StoredWeight
 from paddock.engines.cuda.fused import FusedLinear, Gated, ProjectedAttention
+from paddock.engines.protocol import BuildError
 from paddock.graph import DType, Op
 from paddock.graph import ops as F
 from paddock.graph.ops import ACTIVATIONS
@@ -62,14 +64,25 @@ def emit(gpu: GPU, instruction: Instruction) -> None:
     """Enqueue one instruction."""
     own = TABLE.get(type(instruction.op))
     if own is None:
-        own = instruction.op.lowerings["cuda"]
+        own = instruction.op.lowerings.get("cuda", _own_source)
     own(gpu, instruction)
 
 
+def _own_source(gpu: GPU, i: Instruction) -> None:
+    """A plugin's kernel. It begins when all before it has ended, which it need not ask for."""
+    whole = [x for x in i.inputs if not isinstance(x, StoredWeight)]
+    if len(whole) < len(i.inputs):
+        raise BuildError(f"{i.name}: a plugin's operands must not be quantized weights")
+    sized = [TensorType(t.dtype, tuple(a.shape)) for t, a in zip(i.types, i.inputs, strict=True)]
+    addresses = [a.data.ptr for a in (*whole, *i.outputs)]
+    cuda_plugin.launch(i.op, sized, addresses, gpu.stream.ptr)
+
+
 def lowers(op: Op) -> bool:
-    """Whether the table below has the op, or a pass or the program takes care of it."""
+    """Whether the table below has the op, a pass or the program takes care of it, or it has CUDA
+    source of its own."""
     kinds = F.Source | F.Fill | F.Dequantize | F.Linear | F.Reshape
-    return type(op) in TABLE or isinstance(op, kinds)
+    return type(op) in TABLE or isinstance(op, kinds) or op.cuda_source is not None
 
 
 # --- products -------------------------------------------------------------------------------------

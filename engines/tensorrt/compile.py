@@ -6,6 +6,7 @@ the work that is done are written to the file descriptor FD, one a line.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import resource
@@ -30,9 +31,11 @@ from paddock.graph.serialize import from_json
 def main(folder: Path, progress_fd: int) -> int:
     """Exit code 1 after a failure that is written down."""
     request = json.loads((folder / REQUEST).read_text("utf-8"))
-    graph = from_json((folder / GRAPH).read_text("utf-8"))
     with os.fdopen(progress_fd, "w", encoding="ascii", buffering=1) as told:
         try:
+            for module in request["modules"]:  # they declare ops of the graph
+                importlib.import_module(module)
+            graph = from_json((folder / GRAPH).read_text("utf-8"))
             _compile(request, graph, folder, lambda share: print(f"{share:.4f}", file=told))
         except PaddockError as error:
             (folder / FAILURE).write_text(str(error), "utf-8")

@@ -22,6 +22,7 @@ from paddock.engines.tensorrt.definition import define as lowered
 from paddock.engines.tensorrt.flavours import Flavour
 from paddock.engines.tensorrt.lowering import NetworkWeights, lowers
 from paddock.engines.tensorrt.plan import Plan, kernels_in
+from paddock.engines.tensorrt.plugin import is_plugin, require_a_form
 from paddock.engines.tensorrt.runtime import open_on_gpu
 from paddock.engines.tensorrt.session import TensorRTSession
 from paddock.engines.tensorrt.subprocess_build import Progress, Request, compile_in_subprocess
@@ -150,8 +151,9 @@ def _chosen(dtypes: Sequence[DType], options: Mapping[str, Any]) -> tuple[Flavou
 def prepare(graph: Graph, options: Mapping[str, Any]) -> Request:
     """All that can be refused before anything expensive starts."""
     flavour, chosen = _chosen(types_of(graph), options)
+    require_a_form(graph, flavour)
     try:
-        graph = expand(graph, NAME, lowers)
+        graph = expand(graph, NAME, lambda op: lowers(op) or is_plugin(op, flavour))
         graph.verify()
     except GraphError as error:
         raise BuildError(str(error)) from error

@@ -28,6 +28,7 @@ from paddock.engines.tensorrt.collectives import (
 from paddock.engines.tensorrt.encoders import bidirectional_attention, sequence_mean
 from paddock.engines.tensorrt.experts import grouped_linear, route, weighted_sum
 from paddock.engines.tensorrt.network import CheckedNetwork, Tensor
+from paddock.engines.tensorrt.plugin import is_plugin, plugin
 from paddock.graph import DType, Graph, Node
 from paddock.graph import Tensor as GraphTensor
 from paddock.graph import ops as F
@@ -201,9 +202,11 @@ def _lower_node(state: Lowering, node: Node, inputs: list[Any]) -> Any:
     if own is not None:
         return own(state, node, inputs)
     given = node.op.lowerings.get("tensorrt")
-    if given is None:
-        raise BuildError(f"{node.where}: the engine tensorrt has no lowering of {node.op.name}")
-    return given(node.op, state, *inputs)
+    if given is not None:
+        return given(node.op, state, *inputs)
+    if is_plugin(node.op, state.network.flavour):
+        return plugin(state, node, inputs)
+    raise BuildError(f"{node.where}: the engine tensorrt has no lowering of {node.op.name}")
 
 
 # ** sources **

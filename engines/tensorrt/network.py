@@ -47,7 +47,7 @@ class CheckedNetwork:
     def __init__(self, flavour: Flavour, log: CompilerLog, network: Any) -> None:
         self.flavour, self.log, self.raw = flavour, log, network
         self.constants: dict[str, Array] = {}
-        self._kept: list[Array] = []
+        self._kept: list[object] = []
         self._node: Node | None = None
         self._weights: tuple[str, ...] = ()
         self._names: set[str] = set()
@@ -182,12 +182,16 @@ class CheckedNetwork:
         """
         shape = tuple(array.shape if shape is None else shape)
         array = np.ascontiguousarray(array)  # gives scalars an axis
-        self._kept.append(array)
+        self.keep(array)
         count = int(np.prod(shape, dtype=np.int64))
         weights = self.flavour.module.Weights(self.dtype(dtype), array.ctypes.data, count)
         layer = self.layer("constant", shape, weights)
         self.constants[layer.name] = array
         return self.output(layer)
+
+    def keep(self, held: object) -> None:
+        """For as long as the network lives, which may only refer to it."""
+        self._kept.append(held)
 
     def scalar(self, value: float, dtype: DType, rank: int) -> Tensor:
         """One number as a tensor of `rank` axes of size 1; one layer however often it is used."""

@@ -11,6 +11,7 @@ from paddock.engines.tensorrt.compiler_log import CompilerLog
 from paddock.engines.tensorrt.device import CupyDevice
 from paddock.engines.tensorrt.flavours import Flavour
 from paddock.engines.tensorrt.plan import PLAN, Plan
+from paddock.engines.tensorrt.plugin import is_plugin, register
 from paddock.engines.tensorrt.session import TensorRTSession
 
 OLDEST_DRIVER = (12, 0)
@@ -61,6 +62,8 @@ def open_on_gpu(plan: Plan, weights: WeightSource) -> TensorRTSession:
     flavour = flavours.find(plan.package)
     device = CupyDevice()
     log = CompilerLog(flavour)
+    if any(is_plugin(node.op, flavour) for node in plan.graph.nodes):
+        register(flavour)
     runtime = flavour.module.Runtime(log.logger)
     engine = runtime.deserialize_cuda_engine(plan.data)
     if engine is None:

@@ -16,6 +16,7 @@ from typing import Any
 from paddock.engines.protocol import BuildError, WeightSource
 from paddock.engines.tensorrt.bounds import Bounds
 from paddock.engines.tensorrt.plan import GRAPH, LOG, Plan
+from paddock.engines.tensorrt.plugin import modules_of
 from paddock.graph import Graph
 from paddock.graph.serialize import to_json
 
@@ -43,6 +44,7 @@ class Request:
             "bounds": self.bounds.as_json(),
             "weights": self.weights,
             "ranks": self.ranks,
+            "modules": modules_of(self.graph),
         }
 
 

@@ -53,6 +53,8 @@ def _expansion(node: Node, inputs: tuple[Tensor, ...], engine: str) -> tuple[Ten
     made = node.op.expand(*inputs)
     if made is None:
         has = [*node.op.lowerings]
+        if node.op.cuda_source is not None:
+            has.append("cuda")
         if type(node.op).compute is not Op.compute:
             has.append("reference")
         engines = f"it has {', '.join(sorted(has))}" if has else "it has none"
