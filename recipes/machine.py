@@ -27,6 +27,8 @@ class Machine:
     """E.g. "x86_64"."""
     features: frozenset[str] = frozenset()
     """Instruction sets by the kernel's names, e.g. "avx512_bf16"; empty where it does not tell."""
+    threads: int | None = None
+    """What OMP_NUM_THREADS asks of each process, as users of numerical libraries set it."""
 
     @property
     def has_bf16(self) -> bool:
@@ -47,8 +49,14 @@ def measure(root: Path = Path("/")) -> Machine:
         memory_bytes=total,
         free_bytes=free,
         arch=platform.machine(),
+        threads=_asked_threads(),
         features=_features(root),
     )
+
+
+def _asked_threads() -> int | None:
+    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # a list is by nesting
+    return int(first) if first.isascii() and first.isdigit() and int(first) else None
 
 
 def _physical_cores(root: Path) -> int:

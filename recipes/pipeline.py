@@ -540,9 +540,11 @@ def compute_type(recipe: Recipe, config: Mapping[str, Any]) -> DType:
 
 def engine_options(recipe: Recipe, *, neighbours: int = 1) -> dict[str, Any]:
     """The recipe's `engine` settings, threads filled in: replicas of `neighbours` ranks each share
-    the cores."""
+    the cores, and none takes more than OMP_NUM_THREADS."""
     options = recipe.engine.model_dump(exclude={"name"}, exclude_none=True)
-    options.setdefault("threads", max(1, measure().cores // (neighbours * recipe.mesh.dp)))
+    machine = measure()
+    share = max(1, machine.cores // (neighbours * recipe.mesh.dp))
+    options.setdefault("threads", min(share, machine.threads or share))
     return options
 
 

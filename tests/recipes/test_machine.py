@@ -7,6 +7,8 @@ import psutil
 import pytest
 
 from paddock.recipes.machine import measure
+from paddock.recipes.pipeline import engine_options
+from paddock.recipes.schema import Recipe
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -29,6 +31,21 @@ def test_this_machine() -> None:
     assert 1 <= machine.cores <= len(os.sched_getaffinity(0))
     assert 0 < machine.free_bytes <= machine.memory_bytes <= psutil.virtual_memory().total
     assert machine.arch == os.uname().machine
+
+
+@pytest.mark.parametrize(
+    ("said", "threads"), [("1", 1), ("3,2", 3), ("", None), ("0", None), ("many", None)]
+)
+def test_threads_that_are_asked(
+    monkeypatch: pytest.MonkeyPatch, said: str, threads: int | None
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert measure().threads == threads
+    wanted = engine_options(Recipe(name="x", checkpoint="x"))["threads"]
+    cores = measure().cores
+    assert wanted == min(cores, threads or cores)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert measure().threads is None
 
 
 def test_hyper_threads_are_no_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

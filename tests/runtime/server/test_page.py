@@ -30,7 +30,7 @@ def page(desktop: Any, server: Serving) -> Any:
     return desktop
 
 
-def wait(condition: Callable[[], Any], seconds: float = 20) -> None:
+def wait(condition: Callable[[], Any], seconds: float = 90) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"
