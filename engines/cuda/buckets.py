@@ -8,6 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from paddock.graph import Array
+from paddock.graph.tensor import (
+    ROWS,
+    SEQUENCES,
+    SOURCE_TABLE,
+    SOURCE_TOKENS,
+    STARTS,
+    TABLE,
+    TOKENS,
+    Dim,
+)
 
 
 @dataclass(frozen=True, order=True)
@@ -15,7 +25,8 @@ class Bucket:
     """A step of `tokens` tokens of `sequences` sequences, `rows` of whose logits are made.
 
     The first sequences of a step have one token each, `singles` at most; `prompts` at most follow,
-    of up to `longest` tokens.
+    of up to `longest` tokens. Encoder-decoders' steps bring `source_tokens` of new sources, and
+    their sequences' sources lie in `source_blocks`.
     """
 
     tokens: int
@@ -24,11 +35,25 @@ class Bucket:
     singles: int
     prompts: int
     longest: int
+    source_tokens: int = 0
+    source_blocks: int = 0
 
     @property
     def decodes(self) -> bool:
         """Whether every sequence has one token."""
         return self.prompts == 0
+
+    def sizes(self, table: int) -> dict[Dim, int]:
+        """The dimensions of a graph; `table` is the size of the block table."""
+        return {
+            TOKENS: self.tokens,
+            SEQUENCES: self.sequences,
+            STARTS: self.sequences + 1,
+            ROWS: self.rows,
+            TABLE: table,
+            SOURCE_TOKENS: self.source_tokens,
+            SOURCE_TABLE: self.source_blocks,
+        }
 
 
 def sizes(limit: int) -> list[int]:
@@ -59,12 +84,19 @@ class Buckets:
         self._sequences = sizes(max_sequences)
         self._tokens = sizes(max_tokens)
 
-    def bucket(self, sequence_starts: Array, rows: int) -> Bucket:
-        """The bucket of a step with these sequences, whose first ones may have one token each."""
+    def bucket(
+        self, sequence_starts: Array, rows: int, sources: tuple[int, int] = (0, 0)
+    ) -> Bucket:
+        """The bucket of a step with these sequences, whose first ones may have one token each.
+
+        `sources`: their new tokens, and the blocks of all.
+        """
+        new = _power(sources[0], 16) if sources[0] else 0
+        blocks = _power(sources[1], 16) if sources[1] else 0
         sequences, tokens = len(sequence_starts) - 1, int(sequence_starts[-1])
         if tokens == sequences == rows:
             size = round_up(sequences, self._sequences)
-            return Bucket(size, size, size, size, 0, 1)
+            return Bucket(size, size, size, size, 0, 1, new, blocks)
         leading = sequence_starts == np.arange(sequences + 1)
         singles = int(leading.argmin()) - 1 if not leading.all() else sequences
         singles = min(singles, sequences)
@@ -77,6 +109,8 @@ class Buckets:
             min(padded, _power(singles, 4)) if singles else 0,
             _power(max(sequences - singles, 1), 1),
             min(padded, _power(longest, 64)),
+            new,
+            blocks,
         )
 
 

@@ -11,7 +11,15 @@ from typing import ClassVar
 
 from paddock.graph import Array, DType, GraphError
 from paddock.graph.op import Op
-from paddock.graph.ops import ACTIVATIONS, Add, Attention, Linear, RMSNorm, Rotary
+from paddock.graph.ops import (
+    ACTIVATIONS,
+    Add,
+    Attention,
+    Linear,
+    RMSNorm,
+    Rotary,
+    SinkAttention,
+)
 from paddock.graph.ops.elementwise import widen
 from paddock.graph.tensor import Shape, TensorType
 
@@ -73,7 +81,7 @@ class ProjectedAttention(Op):
 
     Operands: qkv [tokens, (heads + kv heads) x size + kv heads x value size], then the norms'
     weights of q and k [size] where `norm_eps` is given, cosines and sines where `turned`, then the
-    caches and the step's arrays as `Attention` has them.
+    caches and the step's arrays as `Attention` has them, and with `sinks` those of `SinkAttention`.
     """
 
     heads: int
@@ -86,6 +94,7 @@ class ProjectedAttention(Op):
     norm_eps: float | None = None
     turned: bool = False
     interleaved: bool = False
+    sinks: bool = False
 
     has_effects: ClassVar[bool] = True  # it writes into the caches
 
@@ -94,6 +103,11 @@ class ProjectedAttention(Op):
         """Columns of q, k and v."""
         kv = self.kv_heads
         return self.heads * self.size, kv * self.size, kv * self.value_size
+
+    @property
+    def _attention(self) -> Attention:
+        kind = SinkAttention if self.sinks else Attention
+        return kind(self.scale, self.window, self.soft_cap)
 
     def infer(self, qkv: TensorType, *rest: TensorType) -> TensorType:
         if qkv.rank != 2 or qkv.size(1) != sum(self.widths):
@@ -107,7 +121,7 @@ class ProjectedAttention(Op):
         if self.turned:
             cos, sin = left.pop(0), left.pop(0)
             q, k = (Rotary(self.interleaved).infer(x, cos, sin) for x in (q, k))
-        return Attention(self.scale, self.window, self.soft_cap).infer(q, k, v, *left)
+        return self._attention.infer(q, k, v, *left)
 
     def compute(self, qkv: Array, *rest: Array) -> Array:
         left = list(rest)
@@ -121,22 +135,22 @@ class ProjectedAttention(Op):
         if self.turned:
             cos, sin = left.pop(0), left.pop(0)
             q, k = (Rotary(self.interleaved).compute(x, cos, sin) for x in (q, k))
-        return Attention(self.scale, self.window, self.soft_cap).compute(q, k, v, *left)
+        return self._attention.compute(q, k, v, *left)
 
 
 @dataclass(frozen=True)
 class Gated(Op):
-    """act(x[:, :half]) * x[:, half:]: x [n, 2 x inner] -> [n, inner]."""
+    """act(first half of the last axis) * second half: x [..., 2 x inner] -> [..., inner]."""
 
     kind: str
 
     def infer(self, x: TensorType) -> TensorType:
-        if x.rank != 2 or x.size(1) % 2 or self.kind not in ACTIVATIONS:
+        if x.size(-1) % 2 or self.kind not in ACTIVATIONS:
             raise GraphError(f"no gate {self.kind!r} over the two halves of {x}")
-        shape: Shape = (x.shape[0], x.size(1) // 2)
+        shape: Shape = (*x.shape[:-1], x.size(-1) // 2)
         return TensorType(x.dtype, shape)
 
     def compute(self, x: Array) -> Array:
-        wide, half = widen(x), x.shape[1] // 2
-        y: Array = ACTIVATIONS[self.kind](wide[:, :half]) * wide[:, half:]
+        wide, half = widen(x), x.shape[-1] // 2
+        y: Array = ACTIVATIONS[self.kind](wide[..., :half]) * wide[..., half:]
         return y.astype(x.dtype)

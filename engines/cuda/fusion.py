@@ -17,9 +17,11 @@ def _fused(tensor: Tensor) -> FusedLinear | None:
     return found if isinstance(found, FusedLinear) else None
 
 
-def _norm_into(m: Match) -> Tensor:
+def _norm_into(m: Match) -> Tensor | None:
     norm = m.ops["norm"]
     assert isinstance(norm, F.RMSNorm)
+    if m["norm_weight"].dtype is not m["x"].dtype:  # the norm's own kernel takes others
+        return None
     return _one(FusedLinear(norm_eps=norm.eps)(m["x"], m["weight"], m["norm_weight"]))
 
 
@@ -36,7 +38,7 @@ def _gate_into(m: Match) -> Tensor | None:
     split, act = m.ops["split"], m.ops["act"]
     assert isinstance(split, F.Split)
     assert isinstance(act, F.Activation)
-    if len(split.sizes) != 2 or split.sizes[0] != split.sizes[1] or m["y"].type.rank != 2:
+    if len(split.sizes) != 2 or split.sizes[0] != split.sizes[1]:
         return None
     linear = _fused(m["y"])
     if linear is None or linear.gate is not None or linear.residual or linear.dtype is not None:
@@ -111,6 +113,8 @@ def _project(m: Match) -> Tensor | None:
         return None
     norm, rotary = m.ops.get("norm"), m.ops.get("rotary")
     assert norm is None or isinstance(norm, F.RMSNorm)
+    if norm is not None and not m["q_norm"].dtype is m["k_norm"].dtype is q.dtype:
+        return None
     assert rotary is None or isinstance(rotary, F.Rotary)
     if k.type.size(1) != kv_heads:
         return None
@@ -125,6 +129,7 @@ def _project(m: Match) -> Tensor | None:
         norm_eps=None if norm is None else norm.eps,
         turned=rotary is not None,
         interleaved=rotary is not None and rotary.interleaved,
+        sinks=isinstance(attention, F.SinkAttention),
     )
     names = ["qkv"]
     names += [] if norm is None else ["q_norm", "k_norm"]
@@ -132,7 +137,7 @@ def _project(m: Match) -> Tensor | None:
     return _one(fused(*(m[name] for name in names), *m.root.inputs[3:]))
 
 
-def _attention_of(*, normed: bool, turned: bool) -> Pattern:
+def _attention_of(*, sinks: bool, normed: bool, turned: bool) -> Pattern:
     def head(output: int, norm_weight: str) -> Pattern:
         x = op(F.Reshape, op(F.Split, any_("qkv"), as_="split", output=output))
         if normed:
@@ -142,14 +147,15 @@ def _attention_of(*, normed: bool, turned: bool) -> Pattern:
         return x
 
     value = op(F.Reshape, op(F.Split, any_("qkv"), as_="split", output=2))
-    step: list[Any_] = [any_(f"step{i}") for i in range(6)]
-    return op(F.Attention, head(0, "q_norm"), head(1, "k_norm"), value, *step)
+    step: list[Any_] = [any_(f"step{i}") for i in range(7 if sinks else 6)]
+    kind = F.SinkAttention if sinks else F.Attention
+    return op(kind, head(0, "q_norm"), head(1, "k_norm"), value, *step)
 
 
 # attention(turn(norm(q)), turn(norm(k)), v) with q, k, v = split(qkv): with and without each part.
 FUSE_ATTENTION: list[Rule] = [
-    (_attention_of(normed=normed, turned=turned), _project)
-    for normed, turned in product((True, False), repeat=2)
+    (_attention_of(sinks=sinks, normed=normed, turned=turned), _project)
+    for sinks, normed, turned in product((True, False), repeat=3)
 ]
 
 PASSES: list[Pass] = [

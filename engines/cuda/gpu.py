@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -91,6 +91,7 @@ class GPU:
         self._pages: dict[tuple[int, int, int], tuple[Any, ...]] = {}
         self._laid_out: set[tuple[int, int, int]] = set()
         self._constants: dict[tuple[float, ...], Any] = {}
+        self._lookups: dict[Hashable, Any] = {}
         # Kernels leave both as they found them: 0.
         self.counters = self.zeros((COUNTERS,), np.dtype(np.int32))
         self.best = self.zeros((COUNTERS,), np.dtype(np.uint64))
@@ -203,6 +204,16 @@ class GPU:
             self._constants[values] = self.upload(np.asarray(values, np.float32))
         return self._constants[values]
 
+    def lookup(self, key: Hashable, make: Callable[[], Array]) -> Any:
+        """An i32 array on the device, made when its key first comes; so outside of a capture."""
+        if key not in self._lookups:
+            self._lookups[key] = self.upload(np.ascontiguousarray(make(), np.int32))
+        return self._lookups[key]
+
+    def clear(self, array: Any) -> None:
+        """Enqueue zeros into an array."""
+        self.cupy.cuda.runtime.memsetAsync(array.data.ptr, 0, array.nbytes, self.stream.ptr)
+
     def pinned(self, nbytes: int) -> Array:
         """Page-locked host memory, which copies run from while the host goes on."""
         memory = self.cupy.cuda.alloc_pinned_memory(nbytes)
@@ -253,7 +264,7 @@ class GPU:
                     code=_source(source), options=options, backend="nvrtc"
                 )
             kernel = self._modules[module_key].get_function(name)
-            if source in ("attend", "attend_any", "few_rows", "one_row"):
+            if source in ("attend", "attend_any", "experts", "few_rows", "one_row"):
                 kernel.max_dynamic_shared_size_bytes = 220 * 1024
             self._functions[key] = kernel.kernel.ptr
         return self._functions[key]
@@ -273,7 +284,12 @@ class GPU:
     def launch(
         self, function: int, grid: Sequence[int], block: int, *arguments: Any, shared: int = 0
     ) -> None:
-        """Enqueue a kernel. Arguments: device arrays or addresses, None, NumPy numbers."""
+        """Enqueue a kernel, unless its grid is empty.
+
+        Arguments: device arrays or addresses, None, NumPy numbers.
+        """
+        if 0 in grid:
+            return
         held = [_argument(a) for a in arguments]
         pointers = (ctypes.c_void_p * len(held))(*(ctypes.addressof(a) for a in held))
         sizes = (*grid, 1, 1)[:3]

@@ -2,29 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from math import ceil, prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from paddock.engines import cuda_plugin
+from paddock.engines.cuda.attention import (
+    attention,
+    attention_scratch,
+    bidirectional,
+    cross,
+    projected,
+    projected_scratch,
+)
 from paddock.engines.cuda.choose import ChooseTokens, FillIn
 from paddock.engines.cuda.cublaslt import Shape
-from paddock.engines.cuda.cudnn_attention import Problem
 from paddock.engines.cuda.device import Instruction, StoredWeight
+from paddock.engines.cuda.experts import (
+    grouped_linear,
+    grouped_linear_scratch,
+    route,
+    weighted_sum,
+)
 from paddock.engines.cuda.fused import FusedLinear, Gated, ProjectedAttention
+from paddock.engines.cuda.launching import (
+    NUMBER,
+    PROCESSORS,
+    TYPE,
+    Emit,
+    Room,
+    Sized,
+    block_of,
+    grid_of,
+    turns,
+)
+from paddock.engines.cuda.recurrent import causal_conv, gated_delta_rule, selective_scan
 from paddock.engines.protocol import BuildError
 from paddock.graph import DType, Op
 from paddock.graph import ops as F
-from paddock.graph.ops import ACTIVATIONS
 from paddock.graph.tensor import TensorType, fixed
 
 if TYPE_CHECKING:
     from paddock.engines.cuda.gpu import GPU
-
-Room = tuple[tuple[int, ...], np.dtype[Any]]  # shape and type of a piece of scratch memory
 
 # Rows up to which a product is one pass over the weight by a kernel of ours, by the weight's form:
 # beyond it cuBLASLt's tensor cores are faster, or, for integers, the dense weight is made first.
@@ -32,26 +53,8 @@ Room = tuple[tuple[int, ...], np.dtype[Any]]  # shape and type of a piece of scr
 # algorithm, made for large products, and takes up to twice as long.
 UNSCALED_ROWS = 384
 FEW_ROWS = {"dense": 1, "f8": 1, "i8": 4, "i4": 4}
-PROCESSORS = 132  # of a Hopper GPU; other numbers change how finely attention is cut, no more
-MAX_SPLITS = 32
-WITH_CUDNN = 2  # tokens of a step from which on cuDNN's attention is the faster one
-NUMBER = {kind: i for i, kind in enumerate(ACTIVATIONS)}
-TYPE = {DType.F32: 0, DType.F16: 1, DType.BF16: 2}
 FORMATS = {"f8": 1, "i8": 2, "i4": 3}
 _BYTE, _FLOAT = np.dtype(np.uint8), np.dtype(np.float32)
-
-
-@dataclass(frozen=True)
-class Sized:
-    """What decides about an op's kernels: its operands with all sizes known."""
-
-    op: Op
-    types: tuple[TensorType, ...]
-    weight: StoredWeight | None  # of a product, where it is not dense
-    decodes: bool
-
-
-Emit = Callable[["GPU", Instruction], None]
 
 
 def scratch(sized: Sized) -> list[Room]:
@@ -61,7 +64,9 @@ def scratch(sized: Sized) -> list[Room]:
 
 
 def emit(gpu: GPU, instruction: Instruction) -> None:
-    """Enqueue one instruction."""
+    """Enqueue one instruction; nothing where it makes nothing, as of a source that is not there."""
+    if instruction.outputs and all(y.size == 0 for y in instruction.outputs):
+        return
     own = TABLE.get(type(instruction.op))
     if own is None:
         own = instruction.op.lowerings.get("cuda", _own_source)
@@ -221,9 +226,9 @@ def _linear(gpu: GPU, i: Instruction) -> None:
         assert sized.weight is not None
         if norm is not None:
             gpu.launch(
-                gpu.function("quantize", "rms_norm_to_fp8", TYPE=TYPE[dtype], TURNS=_turns(inputs)),
+                gpu.function("quantize", "rms_norm_to_fp8", TYPE=TYPE[dtype], TURNS=turns(inputs)),
                 (rows,),
-                _block(inputs),
+                block_of(inputs),
                 x,
                 norm,
                 rooms[0],
@@ -233,9 +238,9 @@ def _linear(gpu: GPU, i: Instruction) -> None:
             )
         else:
             gpu.launch(
-                gpu.function("quantize", "rows_to_fp8", TYPE=TYPE[dtype], TURNS=_turns(inputs)),
+                gpu.function("quantize", "rows_to_fp8", TYPE=TYPE[dtype], TURNS=turns(inputs)),
                 (rows,),
-                _block(inputs),
+                block_of(inputs),
                 x,
                 rooms[0],
                 rooms[1],
@@ -269,7 +274,7 @@ def _linear(gpu: GPU, i: Instruction) -> None:
             return
     else:
         if norm is not None:
-            _rms(gpu, x, norm, rooms[0], dtype, eps)
+            _rms(gpu, x, norm, rooms[0], dtype, eps, dtype)
             x = rooms.pop(0)
         if sized.weight is not None:
             dequantize(gpu, sized.weight, rooms[0])
@@ -345,9 +350,9 @@ def to_fp8(gpu: GPU, weight: Any, dtype: DType, values: Any, scales: Any) -> Non
     """A dense matrix to e4m3 (as u8) with an f32 scale for each row."""
     rows, columns = weight.shape
     gpu.launch(
-        gpu.function("quantize", "rows_to_fp8", TYPE=TYPE[dtype], TURNS=_turns(columns)),
+        gpu.function("quantize", "rows_to_fp8", TYPE=TYPE[dtype], TURNS=turns(columns)),
         (rows,),
-        _block(columns),
+        block_of(columns),
         weight,
         values,
         scales,
@@ -355,331 +360,29 @@ def to_fp8(gpu: GPU, weight: Any, dtype: DType, values: Any, scales: Any) -> Non
     )
 
 
-# --- attention ------------------------------------------------------------------------------------
-
-
-def _with_tensor_cores(dtype: DType, size: int, value_size: int) -> bool:
-    if dtype not in (DType.F16, DType.BF16) or size != value_size:
-        return False
-    return size % 16 == 0 and size <= 256
-
-
-def splits(sequences: int, groups: int) -> int:
-    """Into how many shares a sequence's tokens are cut, so that every processor has some."""
-    return max(1, min(MAX_SPLITS, 4 * PROCESSORS // (sequences * groups)))
-
-
-def _singles_scratch(tokens: int, heads: int, kv_heads: int, size: int) -> list[Room]:
-    shares = splits(tokens, kv_heads * ceil(heads // kv_heads / 16))
-    if shares == 1:
-        return []
-    return [((tokens, heads, shares, size), _FLOAT), ((tokens, heads, shares, 2), _FLOAT)]
-
-
-def _projected_scratch(sized: Sized) -> list[Room]:
-    a, qkv = sized.op, sized.types[0]
-    assert isinstance(a, ProjectedAttention)
-    tokens = qkv.size(0)
-    rooms: list[Room] = [((tokens, a.heads, a.size), qkv.dtype.numpy)]
-    if sized.decodes and _with_tensor_cores(qkv.dtype, a.size, a.value_size):
-        rooms += _singles_scratch(tokens, a.heads, a.kv_heads, a.size)
-    return rooms
-
-
-def _attention_scratch(sized: Sized) -> list[Room]:
-    q, k, v = sized.types[:3]
-    if sized.decodes and _with_tensor_cores(q.dtype, q.size(2), v.size(2)):
-        return _singles_scratch(q.size(0), q.size(1), k.size(1), q.size(2))
-    return []
-
-
-def _projected(gpu: GPU, i: Instruction) -> None:
-    a, dtype = i.op, i.types[0].dtype
-    assert isinstance(a, ProjectedAttention)
-    qkv, *rest = i.inputs
-    q_norm, k_norm = (rest.pop(0), rest.pop(0)) if a.norm_eps is not None else (None, None)
-    cos, sin = (rest.pop(0), rest.pop(0)) if a.turned else (None, None)
-    q = i.scratch[0]
-    q_width, k_width, _ = a.widths
-    width, address, item = qkv.shape[1], qkv.data.ptr, qkv.itemsize
-    places = (address, address + q_width * item, address + (q_width + k_width) * item)
-    _store(
-        gpu,
-        dtype,
-        places,
-        (width, width, width),
-        (q_norm, k_norm, a.norm_eps or 0.0),
-        (cos, sin, a.interleaved),
-        q,
-        rest,
-        (a.heads, a.kv_heads, a.size, a.value_size),
-    )
-    _attend(gpu, i, dtype, q, rest, i.scratch[1:], a.kv_heads, a)
-
-
-def _attention(gpu: GPU, i: Instruction) -> None:
-    a, dtype = i.op, i.types[0].dtype
-    assert isinstance(a, F.Attention)
-    q, k, v, *rest = i.inputs
-    heads, size = q.shape[1:]
-    kv_heads, value_size = v.shape[1:]
-    _store(
-        gpu,
-        dtype,
-        (None, k.data.ptr, v.data.ptr),
-        (0, kv_heads * size, kv_heads * value_size),
-        (None, None, 0.0),
-        (None, None, False),
-        None,
-        rest,
-        (heads, kv_heads, size, value_size),
-        tokens=q.shape[0],
-    )
-    _attend(gpu, i, dtype, q, rest, i.scratch, kv_heads, a)
-
-
-def _store(
-    gpu: GPU,
-    dtype: DType,
-    places: tuple[int | None, int, int],
-    strides: tuple[int, int, int],
-    norm: tuple[Any, Any, float],
-    angles: tuple[Any, Any, bool],
-    q: Any,
-    rest: Sequence[Any],
-    sizes: tuple[int, int, int, int],
-    tokens: int | None = None,
-) -> None:
-    key_cache, value_cache, starts, past, table, block_starts = rest
-    heads, kv_heads, size, value_size = sizes
-    q_norm, k_norm, eps = norm
-    cos, sin, interleaved = angles
-    stored = (heads if q is not None else 0) + 2 * kv_heads
-    count = q.shape[0] if tokens is None else tokens
-    block_size = key_cache.shape[2]
-    whole = cos is None or (cos.shape[1] == size and not interleaved)
-    aligned = all(n % 8 == 0 for n in strides) and block_size & (block_size - 1) == 0
-    if size == value_size in (64, 128, 256) and dtype is not DType.F32 and whole and aligned:
-        gpu.launch(
-            gpu.function("store", "store_fast", TYPE=TYPE[dtype], SIZE=size),
-            (ceil(count * stored * (size // 8) / 256),),
-            256,
-            *places,
-            *(np.int64(s) for s in strides),
-            q_norm,
-            k_norm,
-            np.float32(eps),
-            cos,
-            sin,
-            q,
-            key_cache,
-            value_cache,
-            starts,
-            past,
-            table,
-            block_starts,
-            np.int32(past.shape[0]),
-            np.int32(heads),
-            np.int32(kv_heads),
-            np.int32(count),
-            np.int32(block_size.bit_length() - 1),
-        )
-        return
-    gpu.launch(
-        gpu.function("store", "store", TYPE=TYPE[dtype]),
-        (count, ceil(stored / 8)),
-        256,
-        *places,
-        *(np.int64(s) for s in strides),
-        q_norm,
-        k_norm,
-        np.float32(eps),
-        cos,
-        sin,
-        np.int32(0 if cos is None else cos.shape[1]),
-        np.int32(interleaved),
-        q,
-        key_cache,
-        value_cache,
-        starts,
-        past,
-        table,
-        block_starts,
-        np.int32(past.shape[0]),
-        np.int32(heads),
-        np.int32(kv_heads),
-        np.int32(size),
-        np.int32(value_size),
-        np.int32(block_size),
-        shared=8 * max(size, value_size) * 4,
-    )
-
-
-def _attend(
-    gpu: GPU,
-    i: Instruction,
-    dtype: DType,
-    q: Any,
-    rest: Sequence[Any],
-    rooms: Sequence[Any],
-    kv_heads: int,
-    a: F.Attention | ProjectedAttention,
-) -> None:
-    key_cache, value_cache, starts, past, table, block_starts = rest
-    (z,) = i.outputs
-    tokens, heads, size = q.shape
-    value_size, block_size, sequences = z.shape[2], key_cache.shape[2], past.shape[0]
-    rule = (np.float32(a.scale), np.int32(a.window or 0), np.float32(a.soft_cap or 0.0))
-    steps = (starts, past, table, block_starts)
-    slopes = a.alibi if isinstance(a, F.Attention) else None
-    fits = block_size & (block_size - 1) == 0 and slopes is None
-    if not (_with_tensor_cores(dtype, size, value_size) and fits):
-        gpu.launch(
-            gpu.function("attend_any", "attend_any", TYPE=TYPE[dtype]),
-            (tokens, heads),
-            128,
-            q,
-            key_cache,
-            value_cache,
-            z,
-            *steps,
-            *(np.int32(n) for n in (sequences, heads, kv_heads, size, value_size, block_size)),
-            *rule,
-            None if slopes is None else gpu.constant(slopes),
-            shared=(size + value_size) * 4,
-        )
-        return
-    if _attend_with_cudnn(gpu, i, dtype, q, rest, kv_heads, a):
-        return
-    sharing, stride = heads // kv_heads, (size + 8) * 2
-    bits = np.int32(block_size.bit_length() - 1)
-    if i.decodes:
-        groups = kv_heads * ceil(sharing / 16)
-        stages = 2 if size > 128 else 3
-        gpu.launch(
-            gpu.function("attend", "attend_singles", TYPE=TYPE[dtype], SIZE=size),
-            (sequences, groups, splits(sequences, groups)),
-            128,
-            q,
-            key_cache,
-            value_cache,
-            z,
-            *(rooms or (None, None)),
-            gpu.counters,
-            *steps,
-            np.int32(heads),
-            np.int32(kv_heads),
-            bits,
-            *rule,
-            shared=(16 + 4 * stages * 2 * 16) * stride,
-        )
-    else:
-        gpu.launch(
-            gpu.function("attend", "attend_tiles", TYPE=TYPE[dtype], SIZE=size),
-            (ceil(tokens * sharing / 64) + sequences, kv_heads),
-            128,
-            q,
-            key_cache,
-            value_cache,
-            z,
-            *steps,
-            np.int32(sequences),
-            np.int32(heads),
-            np.int32(kv_heads),
-            bits,
-            *rule,
-            shared=(64 + 4 * 64) * stride,
-        )
-
-
-def _attend_with_cudnn(
-    gpu: GPU,
-    i: Instruction,
-    dtype: DType,
-    q: Any,
-    rest: Sequence[Any],
-    kv_heads: int,
-    a: F.Attention | ProjectedAttention,
-) -> bool:
-    """Enqueue cuDNN's attention where it is there and takes this; says whether it did."""
-    tokens, heads, size = q.shape
-    bucket = i.bucket
-    if gpu.cudnn is None or bucket is None or size not in (64, 128):
-        return False
-    if a.window is not None or a.soft_cap is not None or tokens < WITH_CUDNN:
-        return False
-    key_cache, value_cache, *step = rest
-    row = heads * size
-    tables, queries, lengths, offsets = gpu.pages(bucket.singles, bucket.prompts, row, step)
-    places = {
-        "q": q.data.ptr,
-        "k": key_cache.data.ptr,
-        "v": value_cache.data.ptr,
-        "o": i.outputs[0].data.ptr,
-        "table": tables.data.ptr,
-        "queries": queries.data.ptr,
-        "lengths": lengths.data.ptr,
-        "offsets": offsets.data.ptr,
-    }
-    blocks, _, block_size, _ = key_cache.shape
-
-    def problem(sequences: int, longest: int) -> Problem:
-        return Problem(
-            dtype,
-            sequences,
-            longest,
-            heads,
-            kv_heads,
-            size,
-            block_size,
-            blocks,
-            gpu.max_blocks,
-            a.scale,
-        )
-
-    if bucket.singles:
-        gpu.cudnn.run(problem(bucket.singles, 1), places)
-    if bucket.prompts:  # behind the singles, whose padding may cover rows of these
-        for name, array in (("table", tables), ("queries", queries), ("lengths", lengths)):
-            places[name] = array.data.ptr + bucket.singles * array.strides[0]
-        gpu.cudnn.run(problem(bucket.prompts, max(bucket.longest, 2)), places)
-    return True
-
-
 # --- the rest -------------------------------------------------------------------------------------
 
 
-def _block(size: int) -> int:
-    """Threads for a row of so many elements."""
-    return max(32, min(1024, ceil(size / 8 / 32) * 32))
-
-
-def _turns(size: int) -> int:
-    """How often a block of `_block(size)` threads reads 8 elements to have a row."""
-    return ceil(size / 8 / 1024)
-
-
-def _grid(gpu: GPU, elements: int) -> tuple[int]:
-    return (max(1, min(ceil(elements / 256), 8 * gpu.processors)),)
-
-
-def _rms(gpu: GPU, x: Any, weight: Any, y: Any, dtype: DType, eps: float) -> None:
+def _rms(
+    gpu: GPU, x: Any, weight: Any, y: Any, dtype: DType, eps: float, weight_dtype: DType
+) -> None:
     size = x.shape[-1]
     gpu.launch(
-        gpu.function("norm", "rms_norm", TYPE=TYPE[dtype]),
+        gpu.function("norm", "rms_norm", TYPE=TYPE[dtype], WEIGHT=TYPE[weight_dtype]),
         (x.size // size,),
-        _block(size),
+        block_of(size),
         x,
         weight,
         y,
         np.int32(size),
         np.float32(eps),
-        np.int32(size % 8 == 0),
+        np.int32(size % 8 == 0 and dtype is weight_dtype),
     )
 
 
 def _gate(gpu: GPU, x: Any, y: Any, dtype: DType, kind: str) -> None:
-    rows, inner = y.shape
+    inner = y.shape[-1]
+    rows = y.size // inner
     gpu.launch(
         gpu.function("elementwise", "gated", TYPE=TYPE[dtype]),
         (max(1, min(ceil(rows * inner / 8 / 256), 16 * gpu.processors)),),
@@ -695,7 +398,8 @@ def _gate(gpu: GPU, x: Any, y: Any, dtype: DType, kind: str) -> None:
 
 def _rms_norm(gpu: GPU, i: Instruction) -> None:
     assert isinstance(i.op, F.RMSNorm)
-    _rms(gpu, i.inputs[0], i.inputs[1], i.outputs[0], i.types[0].dtype, i.op.eps)
+    x, weight = i.types
+    _rms(gpu, i.inputs[0], i.inputs[1], i.outputs[0], x.dtype, i.op.eps, weight.dtype)
 
 
 def _layer_norm(gpu: GPU, i: Instruction) -> None:
@@ -703,9 +407,11 @@ def _layer_norm(gpu: GPU, i: Instruction) -> None:
     x, weight, *bias = i.inputs
     size = x.shape[-1]
     gpu.launch(
-        gpu.function("norm", "layer_norm", TYPE=TYPE[i.types[0].dtype]),
+        gpu.function(
+            "norm", "layer_norm", TYPE=TYPE[i.types[0].dtype], WEIGHT=TYPE[i.types[1].dtype]
+        ),
         (x.size // size,),
-        _block(size),
+        block_of(size),
         x,
         weight,
         bias[0] if bias else None,
@@ -723,9 +429,12 @@ def _gated(gpu: GPU, i: Instruction) -> None:
 def _combine(multiply: bool) -> Emit:
     def emit_one(gpu: GPU, i: Instruction) -> None:
         x, y = i.inputs
+        dtype = i.types[0].dtype
         gpu.launch(
-            gpu.function("elementwise", "combine", TYPE=TYPE[i.types[0].dtype]),
-            _grid(gpu, x.size),
+            gpu.function("elementwise", "combine_integers", TYPE=0)
+            if dtype is DType.I64
+            else gpu.function("elementwise", "combine", TYPE=TYPE[dtype]),
+            grid_of(gpu, x.size),
             256,
             x,
             y,
@@ -743,7 +452,7 @@ def _scale(gpu: GPU, i: Instruction) -> None:
     x = i.inputs[0]
     gpu.launch(
         gpu.function("elementwise", "scale", TYPE=TYPE[i.types[0].dtype]),
-        _grid(gpu, x.size),
+        grid_of(gpu, x.size),
         256,
         x,
         i.outputs[0],
@@ -757,7 +466,7 @@ def _clamp(gpu: GPU, i: Instruction) -> None:
     x = i.inputs[0]
     gpu.launch(
         gpu.function("elementwise", "clamp", TYPE=TYPE[i.types[0].dtype]),
-        _grid(gpu, x.size),
+        grid_of(gpu, x.size),
         256,
         x,
         i.outputs[0],
@@ -772,7 +481,7 @@ def _activation(gpu: GPU, i: Instruction) -> None:
     x = i.inputs[0]
     gpu.launch(
         gpu.function("elementwise", "activation", TYPE=TYPE[i.types[0].dtype]),
-        _grid(gpu, x.size),
+        grid_of(gpu, x.size),
         256,
         x,
         i.outputs[0],
@@ -787,7 +496,7 @@ def _cast(gpu: GPU, i: Instruction) -> None:
     name, narrow = ("to_f32", source) if target is DType.F32 else ("from_f32", target)
     gpu.launch(
         gpu.function("elementwise", name, TYPE=TYPE[narrow]),
-        _grid(gpu, x.size),
+        grid_of(gpu, x.size),
         256,
         x,
         i.outputs[0],
@@ -800,7 +509,7 @@ def _columns(gpu: GPU, x: Any, y: Any, size: int, x_from: int, y_to: int) -> Non
     rows, item = x.size // x.shape[-1], x.itemsize
     gpu.launch(
         gpu.function("elementwise", "copy_columns", TYPE=0),
-        _grid(gpu, rows * size * item),
+        grid_of(gpu, rows * size * item),
         256,
         x,
         y,
@@ -839,7 +548,7 @@ def _gather(gpu: GPU, i: Instruction) -> None:
     gpu.launch(
         gpu.function("elementwise", "gather", TYPE=0),
         (rows.shape[0],),
-        _block(nbytes),
+        block_of(nbytes),
         x,
         rows,
         y,
@@ -856,7 +565,7 @@ def _rotary_angles(gpu: GPU, i: Instruction) -> None:
     pairs = len(i.op.frequencies)
     gpu.launch(
         gpu.function("elementwise", "rotary_angles", TYPE=0),
-        _grid(gpu, positions.size * pairs),
+        grid_of(gpu, positions.size * pairs),
         256,
         positions,
         gpu.constant(i.op.frequencies),
@@ -884,6 +593,41 @@ def _rotary(gpu: GPU, i: Instruction) -> None:
         np.int32(size),
         np.int32(cos.shape[1]),
         np.int32(i.op.interleaved),
+    )
+
+
+def _sequence_mean(gpu: GPU, i: Instruction) -> None:
+    x, starts = i.inputs
+    gpu.launch(
+        gpu.function("sequence_mean", "sequence_mean", TYPE=TYPE[i.types[0].dtype]),
+        (ceil(x.shape[1] / 256), starts.shape[0] - 1),
+        256,
+        x,
+        i.outputs[0],
+        starts,
+        np.int32(x.shape[1]),
+    )
+
+
+def _head_linear(gpu: GPU, i: Instruction) -> None:
+    assert isinstance(i.op, F.HeadLinear)
+    x, weight = i.inputs
+    heads, rows, columns = weight.shape
+    turned, tokens = i.op.turned, x.shape[0]
+    across = ceil(columns / 128) if turned else ceil(i.op.rows / 8)
+    gpu.launch(
+        gpu.function(
+            "head_linear",
+            "head_linear_turned" if turned else "head_linear",
+            TYPE=TYPE[i.types[0].dtype],
+        ),
+        (across, heads, ceil(tokens / 8)),
+        128 if turned else 256,
+        x,
+        weight,
+        i.outputs[0],
+        *(np.int32(n) for n in (tokens, heads, rows, columns, i.op.first, i.op.rows)),
+        shared=i.op.rows * 8 * 4 if turned else 0,
     )
 
 
@@ -972,30 +716,44 @@ TABLE: Mapping[type[Op], Emit] = {
     F.Add: _combine(multiply=False),
     F.AllGather: _all_gather,
     F.AllReduce: _all_reduce,
-    F.Attention: _attention,
+    F.Attention: attention,
+    F.BidirectionalAttention: bidirectional,
     F.Broadcast: _broadcast,
     F.Cast: _cast,
+    F.CausalConv: causal_conv,
     F.Clamp: _clamp,
     F.Concat: _concat,
+    F.CrossAttention: cross,
+    F.GatedDeltaRule: gated_delta_rule,
     F.Gather: _gather,
+    F.GroupedLinear: grouped_linear,
+    F.HeadLinear: _head_linear,
     F.LayerNorm: _layer_norm,
     F.Mul: _combine(multiply=True),
     F.RMSNorm: _rms_norm,
     F.ReduceScatter: _reduce_scatter,
+    F.RelativeAttention: attention,
     F.Rotary: _rotary,
     F.RotaryAngles: _rotary_angles,
+    F.Route: route,
     F.Scale: _scale,
+    F.SelectiveScan: selective_scan,
+    F.SequenceMean: _sequence_mean,
+    F.SinkAttention: attention,
     F.Split: _split,
+    F.WeightedSum: weighted_sum,
     FillIn: _fill_in,
     FusedLinear: _linear,
     Gated: _gated,
-    ProjectedAttention: _projected,
+    ProjectedAttention: projected,
 }
 
 SCRATCH: Mapping[type[Op], Callable[[Sized], list[Room]]] = {
     F.AllGather: _all_gather_scratch,
-    F.Attention: _attention_scratch,
+    F.Attention: attention_scratch,
+    F.GroupedLinear: grouped_linear_scratch,
     F.ReduceScatter: _reduce_scatter_scratch,
     FusedLinear: _linear_scratch,
-    ProjectedAttention: _projected_scratch,
+    F.SinkAttention: attention_scratch,
+    ProjectedAttention: projected_scratch,
 }

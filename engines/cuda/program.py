@@ -10,11 +10,12 @@ import numpy as np
 
 from paddock.engines.cuda.buckets import Bucket
 from paddock.engines.cuda.device import Instruction, StoredWeight
-from paddock.engines.cuda.lowering import Sized, scratch
+from paddock.engines.cuda.launching import Sized
+from paddock.engines.cuda.lowering import scratch
 from paddock.engines.cuda.memory_plan import Lifetime, plan
 from paddock.graph import Graph, Tensor
-from paddock.graph.ops import CacheBlocks, Dequantize, Fill, Input, Reshape, Source
-from paddock.graph.tensor import ROWS, SEQUENCES, STARTS, TABLE, TOKENS, Dim, Node, TensorType
+from paddock.graph.ops import CacheBlocks, Dequantize, Fill, Input, Reshape, Source, StateSlots
+from paddock.graph.tensor import Dim, Node, TensorType
 
 # What no step computes: it is fed, or made when the engine opens, or a view.
 CONSTANT = Source | Dequantize | Fill | Reshape
@@ -30,7 +31,7 @@ class Program:
         self.graph, self.constants = graph, constants
         self.nodes = [n for n in graph.nodes if not isinstance(n.op, CONSTANT)]
         self.inputs = [n for n in graph.nodes if isinstance(n.op, Input)]
-        self.caches = [n for n in graph.nodes if isinstance(n.op, CacheBlocks)]
+        self.caches = [n for n in graph.nodes if isinstance(n.op, CacheBlocks | StateSlots)]
 
     def arena_bytes(self, bucket: Bucket, table: int) -> int:
         """The memory that a step of this bucket needs for its values."""
@@ -46,17 +47,17 @@ class Program:
     ) -> tuple[list[Instruction], Any]:
         """Instructions over these arrays, and the array of the graph's first output.
 
-        `step` has an array of the bucket's size under each input's key; `table` is the size of the
-        block table; `arena` holds `arena_bytes` bytes.
+        `step` has an array of the bucket's size under each input's key; `caches` has blocks and
+        states; `table` is the size of the block table; `arena` holds `arena_bytes` bytes.
         """
         places, _ = self._plan(bucket, table)
-        sizes = _sizes(bucket, table)
+        sizes = bucket.sizes(table)
         values: dict[Tensor, Any] = dict(self.constants)
         for node in self.inputs:
             assert isinstance(node.op, Input)
             values[node.outputs[0]] = step[node.op.key]
         for node in self.caches:
-            assert isinstance(node.op, CacheBlocks)
+            assert isinstance(node.op, CacheBlocks | StateSlots)
             values[node.outputs[0]] = caches[node.op.key]
 
         def view(offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
@@ -96,7 +97,7 @@ class Program:
 
     def _plan(self, bucket: Bucket, table: int) -> tuple[dict[Node, list[int]], int]:
         """For each node the offsets of its results, then of its scratch memory."""
-        sizes = _sizes(bucket, table)
+        sizes = bucket.sizes(table)
         index = {id(node): i for i, node in enumerate(self.nodes)}
         root: dict[Tensor, Tensor] = {}  # what a view is a view of
         last: dict[Tensor, int] = {}
@@ -123,16 +124,6 @@ class Program:
         for node, offset in zip(owners, made.offsets, strict=True):
             places[node].append(offset)
         return places, made.nbytes
-
-
-def _sizes(bucket: Bucket, table: int) -> dict[Dim, int]:
-    return {
-        TOKENS: bucket.tokens,
-        SEQUENCES: bucket.sequences,
-        STARTS: bucket.sequences + 1,
-        ROWS: bucket.rows,
-        TABLE: table,
-    }
 
 
 def _shape(kind: TensorType, sizes: Mapping[Dim, int]) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from paddock.engines.cuda.program import Program
 from paddock.engines.cuda.step_layout import StepLayout
 from paddock.engines.protocol import BuildError, Choices, StepInputs
 from paddock.graph import Array, DType, Graph
-from paddock.graph.ops import CacheBlocks, Input
+from paddock.graph.ops import CacheBlocks, Input, StateSlots
 from paddock.graph.tensor import ROWS, TOKENS, TensorType, fixed
 
 BLOCK_SIZE = 64
@@ -71,7 +71,10 @@ class CUDASession:
             self.block_size * prod(fixed(op.shape[2:])) * op.dtype.numpy.itemsize
             for op in self._caches
         )
-        self.state_bytes = 0
+        self._states = [op for n in graph.find(StateSlots) if isinstance(op := n.op, StateSlots)]
+        self.state_bytes = sum(
+            prod(fixed(op.shape[1:])) * op.dtype.numpy.itemsize for op in self._states
+        )
         self.max_sequences, self.max_tokens_per_step = MAX_SEQUENCES, MAX_TOKENS
         self._fraction = float(options.get("memory_fraction") or 1.0)
         self._inputs = [op for n in self._program.inputs if isinstance(op := n.op, Input)]
@@ -97,6 +100,9 @@ class CUDASession:
         for op in self._caches:
             shape = (blocks, self.block_size, *fixed(op.shape[2:]))
             self._cache[op.key] = self.device.cache(shape, op.dtype.numpy)
+        for state in self._states:
+            shape = (slots, *fixed(state.shape[1:]))
+            self._cache[state.key] = self.device.zeros(shape, state.dtype.numpy)
 
     @property
     def gpu_memory(self) -> tuple[int, int]:
@@ -162,7 +168,11 @@ class CUDASession:
     # --- steps --------------------------------------------------------------------------------
 
     def _enqueue(self, step: StepInputs, choices: Choices) -> _Bound:
-        bucket = self._buckets.bucket(step.sequence_starts, len(step.logit_rows))
+        sources = (0, 0)
+        if step.source_table is not None:
+            heard = step.source_ids if step.source_features is None else step.source_features
+            sources = (0 if heard is None else len(heard), len(step.source_table))
+        bucket = self._buckets.bucket(step.sequence_starts, len(step.logit_rows), sources)
         longest = int(np.diff(step.block_starts).max())
         if longest > self.device.max_blocks:
             self._forget()

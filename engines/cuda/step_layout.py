@@ -13,11 +13,11 @@ from paddock.engines.cuda.choose import CHOICE_TYPES
 from paddock.engines.protocol import Choices, StepInputs
 from paddock.graph import Array
 from paddock.graph.ops import Input
-from paddock.graph.tensor import ROWS, SEQUENCES, STARTS, TABLE, TOKENS, Dim
+from paddock.graph.tensor import TABLE, Dim
 
 ALIGNMENT = 16  # bytes
 # Padding: sequences of no tokens behind the last one, whose starts are where that one ends.
-_REPEAT_LAST = ("sequence_starts", "block_starts")
+_REPEAT_LAST = ("sequence_starts", "block_starts", "source_starts", "source_table_starts")
 
 
 class StepLayout:
@@ -28,13 +28,7 @@ class StepLayout:
     """
 
     def __init__(self, inputs: Sequence[Input], bucket: Bucket, table: int) -> None:
-        self._sizes: dict[Dim, int] = {
-            TOKENS: bucket.tokens,
-            SEQUENCES: bucket.sequences,
-            STARTS: bucket.sequences + 1,
-            ROWS: bucket.rows,
-            TABLE: table,
-        }
+        self._sizes = bucket.sizes(table)
         self._rows = bucket.rows
         self._places: dict[str, tuple[int, tuple[int, ...], np.dtype[Any]]] = {}
         self.nbytes = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from paddock.engines.cuda.fused import FusedLinear
 from paddock.engines.protocol import BuildError, WeightSource
 from paddock.graph import DType, Graph, Tensor
 from paddock.graph.ops import Dequantize, Fill, Weight
+from paddock.graph.tensor import fixed
 
 # A dense matrix on the device -> the same in fewer bits; None: it stays as it is.
 Shrink = Callable[[Any, DType, str], StoredWeight | None]
@@ -44,13 +46,18 @@ def constants(
             made[node.outputs[0]] = device.upload(node.op.compute())
         elif isinstance(node.op, Dequantize):
             integers, scales = node.inputs
-            rows, columns = integers.type.size(0), integers.type.size(1)
+            shape = fixed(integers.shape)
+            rows = prod(shape[:-1])  # of experts: one matrix below the other
             stored = StoredWeight(
-                str(integers.dtype), made[integers], made[scales], node.op.dtype, (rows, columns)
+                str(integers.dtype),
+                made[integers].reshape(rows, -1),
+                made[scales].reshape(rows, -1),
+                node.op.dtype,
+                (rows, shape[-1]),
             )
             (tensor,) = node.outputs
             if not all(readers.get(tensor, [False])):
-                made[tensor] = device.dense(stored)
+                made[tensor] = device.dense(stored).reshape(shape)
             else:
                 made[tensor] = stored
     return made

@@ -3,6 +3,8 @@
 // (Kwon et al. 2023, arxiv.org/abs/2309.06180).
 //
 //   -DSIZE=n   the size of a head of q, k and v: a multiple of 16, up to 256
+//   -DMODE=0   causal over the cache; 1: within the step's own sequences, whose keys and values are
+//              packed as queries are; 2: over all of a source that lies in the cache (`attend_tiles`)
 //
 // T has 16 bits; a block holds 2^block_bits tokens; caches are [blocks, kv heads, block, SIZE].
 // Rows are (token, query head of one kv head), packed, so that one read of a key serves all the
@@ -57,20 +59,24 @@ __device__ __forceinline__ void load_tokens(
   for (int i = lane; i < COUNT * pieces; i += lanes) {
     int row = i / pieces, piece = i - row * pieces, token = first + row;
     bool there = token < end;
+#if MODE == 1
+    const T* from = cache + ((i64)token * kv_heads + kv) * SIZE + piece * 8;
+#else
     int block = there ? blocks[token >> block_bits] : 0;
     int inside = token & ((1 << block_bits) - 1);
     const T* from =
         cache + (((((i64)block * kv_heads + kv) << block_bits) + inside) * SIZE + piece * 8);
+#endif
     copy16(to + row * STRIDE + piece * 8, there ? from : cache, there);
   }
 }
 
 // Scores of 16 rows against NT x 8 tokens -> weights, with the running maximum and sum of two rows.
-// The scores' first token is `first`; rows see tokens in (position - window, position].
+// The scores' first token is `first`; rows see tokens in (position - window, limit].
 template <int NT>
 __device__ __forceinline__ void soften(
     float (*s)[4], float* peak, float* total, float* shrink, int first, const int* position,
-    float scale, int window, float soft_cap, bool mask, int lane) {
+    const int* limit, float scale, int window, float soft_cap, bool mask, int lane) {
 #pragma unroll
   for (int n = 0; n < NT; n++)
 #pragma unroll
@@ -80,7 +86,7 @@ __device__ __forceinline__ void soften(
       y *= LOG2E;
       if (mask) {
         int j = first + n * 8 + (lane & 3) * 2 + (e & 1), i = position[e >> 1];
-        if (j > i || (window > 0 && j <= i - window)) y = -INFINITY;
+        if (j > limit[e >> 1] || (window > 0 && j <= i - window)) y = -INFINITY;
       }
       s[n][e] = y;
     }
@@ -109,7 +115,8 @@ __device__ __forceinline__ void soften(
 template <int COUNT>
 __device__ __forceinline__ void attend_tokens(
     const T* queries, const T* keys, const T* values, float (*o)[4], float* peak, float* total,
-    int first, const int* position, float scale, int window, float soft_cap, bool mask, int lane) {
+    int first, const int* position, const int* limit, float scale, int window, float soft_cap,
+    bool mask, int lane) {
   float s[COUNT / 8][4];
 #pragma unroll
   for (int n = 0; n < COUNT / 8; n++) s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0.f;
@@ -127,7 +134,8 @@ __device__ __forceinline__ void attend_tokens(
     }
   }
   float shrink[2];
-  soften<COUNT / 8>(s, peak, total, shrink, first, position, scale, window, soft_cap, mask, lane);
+  soften<COUNT / 8>(
+      s, peak, total, shrink, first, position, limit, scale, window, soft_cap, mask, lane);
 #pragma unroll
   for (int d = 0; d < SIZE / 8; d++) {
     o[d][0] *= shrink[0];
@@ -152,11 +160,13 @@ __device__ __forceinline__ void attend_tokens(
 
 // Steps of any shape. A block of 4 warps takes 64 rows of one sequence (blockIdx.x counts the tiles
 // of all sequences, the last ones of a prompt first) and one kv head (blockIdx.y); keys and values
-// come 64 tokens at a time, the next ones while these are used.
+// come 64 tokens at a time, the next ones while these are used. `lengths` are those of the past, none,
+// or those of the sources; `sinks` [heads], scores of a key whose value is 0, may be null.
 extern "C" __global__ void __launch_bounds__(128) attend_tiles(
     const T* q, const T* key_cache, const T* value_cache, T* z, const int* sequence_starts,
-    const int* past_lengths, const int* block_table, const int* block_starts, int sequences,
-    int heads, int kv_heads, int block_bits, float scale, int window, float soft_cap) {
+    const int* lengths, const int* block_table, const int* block_starts, int sequences, int heads,
+    int kv_heads, int block_bits, float scale, int window, int ahead, float soft_cap,
+    const T* sinks) {
   extern __shared__ uint4 shared[];
   T* queries = (T*)shared;
   T* keys = queries + 64 * STRIDE;
@@ -189,10 +199,19 @@ extern "C" __global__ void __launch_bounds__(128) attend_tiles(
     return;
   }
   const int begin = sequence_starts[s], rows = (sequence_starts[s + 1] - begin) * sharing;
-  const int past = past_lengths[s];
-  const int* blocks = block_table + block_starts[s];
   const int first_row = tile * 64, last_row = min(rows, first_row + 64) - 1;
-  const int end = past + last_row / sharing + 1;
+#if MODE == 0
+  const int past = lengths[s], end = past + last_row / sharing + 1;
+  const int* blocks = block_table + block_starts[s];
+#elif MODE == 1
+  const int past = 0, end = min(rows / sharing, last_row / sharing + 1 + ahead);
+  const int* blocks = nullptr;
+  key_cache += (i64)begin * kv_heads * SIZE;
+  value_cache += (i64)begin * kv_heads * SIZE;
+#else
+  const int past = 0, end = lengths[s];
+  const int* blocks = block_table + block_starts[s];
+#endif
   int start = window > 0 ? max(0, past + first_row / sharing - window + 1) : 0;
   start &= ~63;
 
@@ -210,11 +229,13 @@ extern "C" __global__ void __launch_bounds__(128) attend_tiles(
   float o[SIZE / 8][4], peak[2] = {-INFINITY, -INFINITY}, total[2] = {0.f, 0.f};
 #pragma unroll
   for (int d = 0; d < SIZE / 8; d++) o[d][0] = o[d][1] = o[d][2] = o[d][3] = 0.f;
-  int position[2];
+  int position[2], limit[2];
 #pragma unroll
-  for (int h = 0; h < 2; h++)
+  for (int h = 0; h < 2; h++) {
     position[h] = past + min(first_row + warp * 16 + (lane >> 2) + 8 * h, rows - 1) / sharing;
-  const int sure = past + first_row / sharing;  // every row sees the tokens up to here
+    limit[h] = min(position[h] + ahead, end - 1);
+  }
+  const int sure = min(past + first_row / sharing + ahead, end - 1);  // every row sees up to here
 
   for (int at = start, stage = 0; at < end; at += 64, stage ^= 1) {
     if (at + 64 < end) {
@@ -230,8 +251,8 @@ extern "C" __global__ void __launch_bounds__(128) attend_tiles(
     __syncthreads();
     bool mask = at + 63 > sure || window > 0;
     attend_tokens<64>(queries + warp * 16 * STRIDE, keys + stage * 64 * STRIDE,
-                      values + stage * 64 * STRIDE, o, peak, total, at, position, scale, window,
-                      soft_cap, mask, lane);
+                      values + stage * 64 * STRIDE, o, peak, total, at, position, limit, scale,
+                      window, soft_cap, mask, lane);
     __syncthreads();
   }
 #pragma unroll
@@ -239,9 +260,10 @@ extern "C" __global__ void __launch_bounds__(128) attend_tiles(
     float sum = total[h];
     sum += __shfl_xor_sync(~0u, sum, 1);
     sum += __shfl_xor_sync(~0u, sum, 2);
-    float inverse = sum > 0.f ? 1.f / sum : 0.f;
     int row = first_row + warp * 16 + (lane >> 2) + 8 * h;
     if (row >= rows) continue;
+    if (sinks) sum += exp2f(wide(sinks[kv * sharing + row % sharing]) * LOG2E - peak[h]);
+    float inverse = sum > 0.f ? 1.f / sum : 0.f;
     i64 to = (i64)(begin + row / sharing) * heads + kv * sharing + row % sharing;
 #pragma unroll
     for (int d = 0; d < SIZE / 8; d++)
@@ -260,7 +282,7 @@ extern "C" __global__ void __launch_bounds__(128) attend_singles(
     const T* q, const T* key_cache, const T* value_cache, T* z, float* partial, float* partial_sums,
     int* counters, const int* sequence_starts, const int* past_lengths, const int* block_table,
     const int* block_starts, int heads, int kv_heads, int block_bits, float scale, int window,
-    float soft_cap) {
+    float soft_cap, const T* sinks) {
   extern __shared__ uint4 shared[];
   __shared__ float warp_peak[4][16], warp_total[4][16];
   __shared__ int is_last;
@@ -337,8 +359,8 @@ extern "C" __global__ void __launch_bounds__(128) attend_singles(
     if (at > begin) arrived<STAGES - 1>();  // the first stages arrived before the loop
     __syncwarp();
     const T* k = keys + stage * 2 * 16 * STRIDE;
-    attend_tokens<16>(queries, k, k + 16 * STRIDE, o, peak, total, at, position, scale, window,
-                      soft_cap, at + 16 > end || window > 0, lane);
+    attend_tokens<16>(queries, k, k + 16 * STRIDE, o, peak, total, at, position, position, scale,
+                      window, soft_cap, at + 16 > end || window > 0, lane);
     __syncwarp();
     stage = (stage + 1) % STAGES;
   }
@@ -379,6 +401,7 @@ extern "C" __global__ void __launch_bounds__(128) attend_singles(
     }
     i64 head = (i64)t * heads + first_head + row;
     if (shares == 1) {
+      if (sinks) sum += exp2f(wide(sinks[first_head + row]) * LOG2E - most);
       z[head * SIZE + d] = narrow<T>(y / sum);
     } else {
       partial[(head * splits + split) * SIZE + d] = y;
@@ -415,6 +438,7 @@ extern "C" __global__ void __launch_bounds__(128) attend_singles(
       parts[row * shares + p] = part;
       sum += totals[16 + row * shares + p] * part;
     }
+    if (sinks) sum += exp2f(wide(sinks[first_head + row]) * LOG2E - most);
     totals[row] = 1.f / sum;
   }
   __syncthreads();

@@ -10,6 +10,15 @@ extern "C" __global__ void combine(const T* x, const T* y, T* z, i64 n, i64 peri
   }
 }
 
+// The same of whole numbers.
+extern "C" __global__ void combine_integers(
+    const i64* x, const i64* y, i64* z, i64 n, i64 period, int multiply) {
+  let_next_begin();
+  wait_for_previous();
+  for (i64 i = blockIdx.x * (i64)blockDim.x + threadIdx.x; i < n; i += (i64)gridDim.x * blockDim.x)
+    z[i] = multiply ? x[i] * y[i % period] : x[i] + y[i % period];
+}
+
 extern "C" __global__ void scale(const T* x, T* z, i64 n, float factor) {
   let_next_begin();
   wait_for_previous();

@@ -1,9 +1,18 @@
 // Normalisation over the last axis. One block a row; rows are contiguous.
+//
+//   -DWEIGHT=0|1|2   the element type of weights: f32, f16, bf16 (`layer_norm`'s bias is a T)
+#if WEIGHT == 0
+typedef float W;
+#elif WEIGHT == 1
+typedef __half W;
+#else
+typedef __nv_bfloat16 W;
+#endif
 
 // z = x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019, arxiv.org/abs/1910.07467).
-// `vector`: size is a multiple of 16 bytes' worth of elements.
+// `vector`: W is T, and size is a multiple of 16 bytes' worth of elements.
 extern "C" __global__ void rms_norm(
-    const T* x, const T* weight, T* z, int size, float eps, int vector) {
+    const T* x, const W* weight, T* z, int size, float eps, int vector) {
   __shared__ float room[33];
   let_next_begin();
   wait_for_previous();
@@ -39,7 +48,7 @@ extern "C" __global__ void rms_norm(
 
 // z = (x - mean) / sqrt(variance + eps) * weight + bias (Ba et al. 2016, arxiv.org/abs/1607.06450).
 extern "C" __global__ void layer_norm(
-    const T* x, const T* weight, const T* bias, T* z, int size, float eps) {
+    const T* x, const W* weight, const T* bias, T* z, int size, float eps) {
   __shared__ float room[33];
   let_next_begin();
   wait_for_previous();

@@ -3,7 +3,7 @@
 //
 // One warp a head; a block has 8 warps, blockIdx.x is the token. Rows of q, k and v are `stride`
 // elements apart, so that the three may lie side by side in one row of a fused projection. q may be
-// null: then only keys and values are stored, as they are.
+// null: then only keys and values are stored, as they are. So may `past_lengths`: nothing is past.
 
 __device__ __forceinline__ void head_row(
     const T* x, T* z, float* held, int size, const T* norm, float eps, const float* cosines,
@@ -101,7 +101,7 @@ extern "C" __global__ void __launch_bounds__(256) store_fast(
   if (is_query) {
     ((uint4*)(z + ((i64)t * heads + head) * SIZE))[lane] = out;
   } else {
-    int position = past_lengths[s] + t - sequence_starts[s];
+    int position = (past_lengths ? past_lengths[s] : 0) + t - sequence_starts[s];
     i64 block = block_table[block_starts[s] + (position >> block_bits)];
     int inside = position & ((1 << block_bits) - 1);
     T* cache = is_value ? value_cache : key_cache;
@@ -130,7 +130,7 @@ extern "C" __global__ void __launch_bounds__(256) store(
     head_row(q + t * q_stride + head * size, z + ((i64)t * heads + head) * size, held, size, q_norm,
              eps, cos_row, sin_row, rotated, interleaved, lane);
   } else if (s >= 0 && head < queries + 2 * kv_heads) {
-    int position = past_lengths[s] + t - sequence_starts[s];
+    int position = (past_lengths ? past_lengths[s] : 0) + t - sequence_starts[s];
     i64 block = block_table[block_starts[s] + position / block_size];
     int inside = position % block_size, kv = head - queries;
     if (kv < kv_heads) {

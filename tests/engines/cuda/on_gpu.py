@@ -9,7 +9,8 @@ import numpy as np
 from paddock.engines.cuda.buckets import Bucket
 from paddock.engines.cuda.device import Instruction, StoredWeight
 from paddock.engines.cuda.gpu import GPU
-from paddock.engines.cuda.lowering import Sized, scratch
+from paddock.engines.cuda.launching import Sized
+from paddock.engines.cuda.lowering import scratch
 from paddock.graph import Array, DType, Op
 from paddock.graph.tensor import TensorType, fixed
 
@@ -26,9 +27,10 @@ def computed(
     *,
     stored: StoredWeight | None = None,
     caches: tuple[int, ...] = (),
+    states: tuple[int, ...] = (),
     bucket: Bucket | None = None,
 ) -> list[Array]:
-    """The op's results, then its caches (operands of these numbers) as it left them.
+    """The op's results, then its caches and states (operands of these numbers) as it left them.
 
     `stored` takes the place of operand 1. What is to be written is filled with NaN first.
     """
@@ -54,6 +56,7 @@ def computed(
         gpu.stream.synchronize()
         made = [gpu.cupy.asnumpy(x) for x in outputs]
         made += [gpu.cupy.asnumpy(values[i]).transpose(0, 2, 1, 3) for i in caches]
+        made += [gpu.cupy.asnumpy(values[i]) for i in states]
     return made
 
 

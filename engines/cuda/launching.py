@@ -1,0 +1,52 @@
+"""What the lowerings of all ops share: what they are told, and how large blocks and grids are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from paddock.engines.cuda.device import Instruction, StoredWeight
+from paddock.graph import DType, Op
+from paddock.graph.ops import ACTIVATIONS
+from paddock.graph.tensor import TensorType
+
+if TYPE_CHECKING:
+    from paddock.engines.cuda.gpu import GPU
+
+Room = tuple[tuple[int, ...], np.dtype[Any]]
+"""Shape and type of a piece of scratch memory."""
+Emit = Callable[["GPU", Instruction], None]
+
+PROCESSORS = 132  # of a Hopper GPU; other numbers change how finely attention is cut, no more
+# What kernels are compiled for; `common.cuh` and `activate` have the same numbers.
+TYPE = {DType.F32: 0, DType.F16: 1, DType.BF16: 2}
+NUMBER = {kind: i for i, kind in enumerate(ACTIVATIONS)}
+
+
+@dataclass(frozen=True)
+class Sized:
+    """What decides about an op's kernels: its operands with all sizes known."""
+
+    op: Op
+    types: tuple[TensorType, ...]
+    weight: StoredWeight | None  # of a product, where it is not dense
+    decodes: bool
+
+
+def block_of(size: int) -> int:
+    """Threads for a row of so many elements."""
+    return max(32, min(1024, ceil(size / 8 / 32) * 32))
+
+
+def turns(size: int) -> int:
+    """How often a block of `block_of(size)` threads reads 8 elements to have a row."""
+    return ceil(size / 8 / 1024)
+
+
+def grid_of(gpu: GPU, elements: int) -> tuple[int]:
+    """Blocks of 256 threads that go over so many elements."""
+    return (max(1, min(ceil(elements / 256), 8 * gpu.processors)),)
