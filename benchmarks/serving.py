@@ -5,16 +5,20 @@
 Two processes of the same recipe are kept open, a server and an offline worker, and take turns, so
 that a machine that changes its speed does so under both. In each round all sequences begin at
 once. Throughput and time between tokens are taken while all of them decode: from the last first
-token to the first end. The load client runs on the same machine and takes its share of it.
+token to the first end. The load client runs on the same machine and takes its share of it, which
+is told: CPU time per token, requests and their reading included, of the client, of the server's
+event loop (its first thread) and of all its other threads (the engine's, and those that tokenize).
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import subprocess
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -59,6 +63,28 @@ def figures(times: list[list[float]]) -> dict[str, Any]:
     }
 
 
+def cpu_seconds(process: int) -> dict[int, float]:
+    """CPU time so far of each thread of a process, by its number (Linux)."""
+    found: dict[int, float] = {}
+    for task in Path(f"/proc/{process}/task").iterdir():
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            found[int(task.name)] = int((task / "schedstat").read_text().split()[0]) / 1e9
+    return found
+
+
+def cpu_per_token(
+    server: int, before: dict[int, float], after: dict[int, float], client_s: float, tokens: int
+) -> dict[str, float]:
+    """Microseconds of CPU time."""
+    spent = {thread: after[thread] - before.get(thread, 0.0) for thread in after}
+    event_loop = spent.pop(server)
+    return {
+        "client_us": client_s / tokens * 1e6,
+        "event_loop_us": event_loop / tokens * 1e6,
+        "engine_us": sum(spent.values()) / tokens * 1e6,
+    }
+
+
 def measure(arguments: list[str], streams: int, prompt: int, new: int, rounds: int) -> Any:
     own = [*arguments[1:], f"limits.max_sequences={streams}"]
     worker = subprocess.Popen(
@@ -88,10 +114,15 @@ def measure(arguments: list[str], streams: int, prompt: int, new: int, rounds: i
             found: list[list[float]] = json.loads(worker.stdout.readline())  # type: ignore[union-attr]
             return found
 
+        cpu: list[dict[str, float]] = []
+
         def served(count: int, seed: int) -> list[list[float]]:
             load = Load(told["model"], vocabulary, prompt, count)
+            before, begun = cpu_seconds(server.pid), time.process_time()
             found = asyncio.run(together(told["url"], load, streams, seed=seed))
+            client_s, after = time.process_time() - begun, cpu_seconds(server.pid)
             assert all(one.status == 200 and one.tokens == count for one in found)
+            cpu.append(cpu_per_token(server.pid, before, after, client_s, streams * count))
             return [one.pieces for one in found]
 
         offline(4, 99)
@@ -119,6 +150,7 @@ def measure(arguments: list[str], streams: int, prompt: int, new: int, rounds: i
         "prompt_tokens": prompt,
         "new_tokens": new,
         **taken,
+        "cpu_per_token": {key: median(one[key] for one in cpu[1:]) for key in cpu[0]},
         "throughput_ratio": {"median": median(ratios), "rounds": ratios},
         "p99_between_over_offline_step": {"median": median(tails), "rounds": tails},
     }

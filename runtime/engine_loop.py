@@ -327,20 +327,21 @@ class EngineLoop:
         return True
 
     def _publish(self, events: dict[int, list[Event]]) -> None:
-        waiters: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+        told: dict[asyncio.AbstractEventLoop, list[Callable[[], None]]] = {}
         finished: list[Request] = []
         for number, news in events.items():
             request, handle = self._live[number]
             if request.finished:
                 del self._live[number]
                 finished.append(request)
-            for waiter in handle.publish(news):
-                waiters.setdefault(waiter.get_loop(), []).append(waiter)
-        for event_loop, its_waiters in waiters.items():
+            subscriber = handle.publish(news)
+            if subscriber is not None:
+                told.setdefault(subscriber.event_loop, []).append(subscriber.tell)
+        for event_loop, tells in told.items():
             try:
-                event_loop.call_soon_threadsafe(_wake, its_waiters)
+                event_loop.call_soon_threadsafe(_tell, tells)  # waking it costs: once a step
             except RuntimeError:  # the event loop is closed, and with it whoever waited
-                logger.debug("%d requests were waited for in a closed event loop", len(its_waiters))
+                logger.debug("%d requests were waited for in a closed event loop", len(tells))
         for listener in self._listeners:
             for request in finished:
                 _guarded(listener.on_finish, request)
@@ -400,7 +401,9 @@ def _guarded(tell: Callable[[News], None], news: News) -> None:
         logger.exception("a listener of the engine loop failed")
 
 
-def _wake(waiters: list[asyncio.Future[None]]) -> None:
-    for waiter in waiters:
-        if not waiter.done():
-            waiter.set_result(None)
+def _tell(tells: list[Callable[[], None]]) -> None:
+    for tell in tells:
+        try:
+            tell()
+        except Exception:
+            logger.exception("a subscriber of a request failed")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
 from time import monotonic
 from types import TracebackType
 from typing import Self
@@ -23,6 +24,21 @@ from paddock.runtime.request import FinishReason, Request
 from paddock.runtime.sampler import SampledToken
 from paddock.runtime.sampling_params import SamplingParams
 from paddock.runtime.text_stream import TextStream
+
+_MANY = 64
+"""Events that come together where nobody waits for each: text is made of them in one go, which
+should not hold an event loop up for long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subscriber:
+    """Who is told in an event loop that something has come; see `RequestHandle.subscribe`."""
+
+    event_loop: asyncio.AbstractEventLoop
+    tell: Callable[[], None]
+    """Called in the event loop, many of them in one go: it must not raise, and not take long."""
+    events: int = 1
+    """How many events have to lie ready, unless one of them ends a sequence."""
 
 
 class RequestHandle:
@@ -44,9 +60,11 @@ class RequestHandle:
         self._unfinished = len(request.streams)  # in the consumer's eyes
         self._prompt_logprobs: PromptLogprobs | None = None
         # Between the loop's thread and the consumer's.
-        self._arrival = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._arrival = threading.Condition(self._lock)
+        self._sleepers = 0
         self._events: deque[Event] = deque()
-        self._async_waiters: list[asyncio.Future[None]] = []
+        self._subscriber: Subscriber | None = None
 
     @property
     def request_id(self) -> str:
@@ -115,7 +133,11 @@ class RequestHandle:
                 left = None if end is None else end - monotonic()
                 if left is not None and left <= 0:
                     raise TimeoutError(f"{self.request_id}: no news in {timeout_s} s")
-                self._arrival.wait(left)
+                self._sleepers += 1
+                try:
+                    self._arrival.wait(left)
+                finally:
+                    self._sleepers -= 1
             events = self._take()
         if events:
             return self._gather(events)
@@ -135,37 +157,73 @@ class RequestHandle:
         return self
 
     async def __anext__(self) -> Increment:
-        while True:
-            with self._arrival:
-                events = self._take()
-                waiter: asyncio.Future[None] | None = None
-                if not events and not self.finished:
-                    waiter = asyncio.get_running_loop().create_future()
-                    self._async_waiters.append(waiter)
-            if waiter is not None:
-                await waiter
-            elif not events:
-                self._raise_error()
+        while (increment := self.take_ready()) is None:
+            if self.finished:
                 raise StopAsyncIteration
-            else:
-                return self._gather(events)
+            await self._news(1)
+        return increment
 
     async def aresult(self) -> RequestResult:
         """`result()` for coroutines."""
-        async for _ in self:
-            pass
-        return self._result()
+        while True:
+            while self.take_ready() is not None:
+                pass
+            if self.finished:
+                return self._result()
+            # Nobody looks at what comes meanwhile: the event loop is not woken at every step.
+            await self._news(_MANY)
+
+    async def _news(self, events: int) -> None:
+        """Return when so many events are there, or the last of a sequence."""
+        event_loop = asyncio.get_running_loop()
+        told = event_loop.create_future()
+
+        def tell() -> None:
+            if not told.done():
+                told.set_result(None)
+
+        self.subscribe(Subscriber(event_loop, tell, events))
+        try:
+            await told
+        finally:
+            self.subscribe(None)
+
+    def subscribe(self, subscriber: Subscriber | None) -> None:
+        """From within its event loop: have `subscriber` told from now on, in place of the one
+        before; soon, where something lies ready."""
+        with self._lock:
+            self._subscriber = subscriber
+            if subscriber is None or not self._events:
+                return
+        subscriber.event_loop.call_soon(subscriber.tell)
+
+    def take_ready(self) -> Increment | None:
+        """The next increment without waiting; None: nothing is there now, or nothing is left.
+
+        Raises `RequestFailed` after the last one, where the request failed.
+        """
+        if self._events:
+            with self._lock:
+                events = self._take()
+            if events:
+                return self._gather(events)
+        if self.finished:
+            self._raise_error()
+        return None
 
     # --- from the loop ------------------------------------------------------------------------
 
-    def publish(self, events: Iterable[Event]) -> list[asyncio.Future[None]]:
-        """For the loop alone: hand events over. Returns futures that wait for them, to be woken
-        in their own event loops (many at once cost one call there)."""
-        with self._arrival:
+    def publish(self, events: Sequence[Event]) -> Subscriber | None:
+        """For the loop alone: hand events over. Returns who is to be told, in its event loop."""
+        with self._lock:
             self._events.extend(events)
-            self._arrival.notify_all()
-            waiters, self._async_waiters = self._async_waiters, []
-        return waiters
+            if self._sleepers:
+                self._arrival.notify_all()
+            subscriber = self._subscriber
+            if subscriber is None:
+                return None
+            enough = len(self._events) >= subscriber.events
+            return subscriber if enough or events[-1].finish_reason is not None else None
 
     # --- the consumer's side ------------------------------------------------------------------
 

@@ -1,11 +1,15 @@
-"""uvicorn's HTTP protocol with bounds on what comes before a request is known."""
+"""uvicorn's HTTP protocol with bounds on what comes before a request is known, and a short way for
+pieces of a streamed answer."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
 
+from uvicorn._types import HTTPScope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from paddock.runtime.server.event_stream import WRITE_NOW
 
 MAX_HEADER_BYTES = 64 << 10
 HEADER_S = 30.0
@@ -39,6 +43,8 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        scope = self.scope
+        scope["extensions"] = {WRITE_NOW: {"call": lambda body: self._write_now(scope, body)}}
         self._in_headers = True
         if self._header_timer is None:
             self._await_headers()
@@ -52,6 +58,21 @@ class BoundedHttp(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         super().connection_lost(exc)
+
+    def _write_now(self, scope: HTTPScope, body: bytes) -> bool:
+        """Write a piece of an answer that has begun, as `send` would if it need not wait."""
+        cycle = self.cycle
+        if (
+            cycle.scope is not scope  # another request stands behind this one in the connection
+            or self.flow.write_paused
+            or cycle.disconnected
+            or cycle.response_complete
+            or not cycle.response_started
+            or not cycle.chunked_encoding
+        ):
+            return False
+        self.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+        return True
 
     def _await_headers(self) -> None:
         self._header_timer = self.loop.call_later(HEADER_S, self._headers_never_came)

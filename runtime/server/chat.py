@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
@@ -30,8 +30,14 @@ from paddock.runtime.server.chat_schema import (
     TopLogprob,
 )
 from paddock.runtime.server.documented import STREAMED_OR_NOT
-from paddock.runtime.server.event_stream import DONE, EventStream, event, while_connected
-from paddock.runtime.server.increments import finish_of, merged, results
+from paddock.runtime.server.event_stream import (
+    DONE,
+    EventStream,
+    Template,
+    event,
+    while_connected,
+)
+from paddock.runtime.server.increments import finish_of, results
 from paddock.runtime.server.request_context import RequestContext, context_of
 from paddock.runtime.server.served_model import Ask, ServedModel
 from paddock.runtime.server.strict_body import StrictRoute
@@ -63,7 +69,7 @@ def routes(served: ServedModel) -> APIRouter:
         handle, reading = await while_connected(request, ask(served, body, context.request_id))
         answer = _Answer(body, served, context, handle, reading)
         if body.stream:
-            return EventStream(answer.stream(), write_timeout_s=served.settings.write_timeout_s)
+            return EventStream([handle], answer, write_timeout_s=served.settings.write_timeout_s)
         return await while_connected(request, answer.whole())
 
     return router
@@ -121,6 +127,11 @@ class _Answer:
         self._handle = handle
         self._reading = reading
         self._id = f"chatcmpl-{context.request_id}"
+        options = body.stream_options
+        self._continuous = bool(options and options.continuous_usage_stats)
+        self._plain = not self._continuous and not body.logprobs
+        self._streamed = [_Streamed(reading, served.token_texts) for _ in range(body.n or 1)]
+        self._templates: dict[int, Template] = {}
 
     async def whole(self) -> Response:
         found = await results([self._handle])
@@ -159,48 +170,68 @@ class _Answer:
             stop_reason=stop,
         )
 
-    async def stream(self) -> AsyncGenerator[bytes, None]:
-        options = self._body.stream_options
-        texts = self._served.token_texts
-        states = [_Streamed(self._reading, texts) for _ in range(self._body.n or 1)]
-        made = 0
-        try:
-            async for _, increment in merged([self._handle]):
-                made += len(increment.token_ids)
-                state = states[increment.index]
-                if state.reasoned is not None:
-                    state.reasoned.push(increment.token_ids)
-                continuous = options is not None and options.continuous_usage_stats
-                usage = self._usage(made, states) if continuous else None
-                for choice in self._pieces(increment, state):
-                    chunk = self._chunk([choice])
-                    if usage is not None:
-                        chunk.usage = usage
-                    yield event(chunk.model_dump_json(exclude_unset=True))
-            usage = self._context.usage = self._usage(made, states)
-            if options and options.include_usage:
-                chunk = self._chunk([])
-                chunk.usage = usage
-                yield event(chunk.model_dump_json(exclude_unset=True))
-            yield DONE
-        except Exception as error:
-            yield self._context.failed_midway(as_api_error(error), error)
+    # --- as a stream (see `event_stream.Events`) ----------------------------------------------
 
-    def _usage(self, made: int, states: Sequence[_Streamed]) -> Usage:
+    def begin(self) -> bytes:
+        return b""
+
+    def push(self, number: int, increment: Increment) -> bytes:
+        state = self._streamed[increment.index]
+        state.made += len(increment.token_ids)
+        if state.reasoned is not None:
+            state.reasoned.push(increment.token_ids)
+        deltas = state.parser.push(increment.text)
+        if self._plain and state.begun and increment.finish_reason is None and len(deltas) == 1:
+            [delta] = deltas
+            if isinstance(delta, Content):
+                return self._template(increment.index).fill(delta.text)
+        pieces = self._pieces(increment, deltas, state)
+        usage = self._usage() if self._continuous and pieces else None
+        return b"".join(event(self._chunk(piece, usage)) for piece in pieces)
+
+    def end(self) -> bytes:
+        options = self._body.stream_options
+        usage = self._context.usage = self._usage()
+        if options and options.include_usage:
+            return event(self._chunk(None, usage)) + DONE
+        return DONE
+
+    def fail(self, error: Exception) -> bytes:
+        return self._context.failed_midway(as_api_error(error), error)
+
+    def _template(self, index: int) -> Template:
+        """The events of a choice that only bring text."""
+        found = self._templates.get(index)
+        if found is None:
+            found = self._templates[index] = Template(
+                lambda text: self._chunk(
+                    ChunkChoice(
+                        index=index,
+                        delta=MessageDelta(content=text),
+                        logprobs=None,
+                        finish_reason=None,
+                    )
+                )
+            )
+        return found
+
+    def _usage(self) -> Usage:
+        counts = [state.reasoned for state in self._streamed]
         return usage_of(
             len(self._handle.prompt_token_ids),
-            made,
+            sum(state.made for state in self._streamed),
             self._handle.prompt_tokens_cached,
-            sum(state.reasoned.count for state in states if state.reasoned is not None),
+            sum(count.count for count in counts if count is not None),
         )
 
-    def _pieces(self, increment: Increment, state: _Streamed) -> list[ChunkChoice]:
-        deltas = state.parser.push(increment.text)
+    def _pieces(
+        self, increment: Increment, deltas: list[Delta], state: _Streamed
+    ) -> list[ChunkChoice]:
         finish: ChatFinish | None = None
         stop: int | str | None = None
         if increment.finish_reason is not None:
             plain, stop = finish_of(increment.finish_reason, increment.stop_reason)
-            deltas += state.parser.finish()
+            deltas = [*deltas, *state.parser.finish()]
             state.called = state.called or any(isinstance(d, CallBegins) for d in deltas)
             finish = _finish(plain, state.called)
         messages = [m for d in joined(deltas) if (m := self._message(d, state)) is not None]
@@ -247,14 +278,17 @@ class _Answer:
                 )
         return MessageDelta(tool_calls=[call])
 
-    def _chunk(self, choices: list[ChunkChoice]) -> ChatChunk:
-        return ChatChunk(
+    def _chunk(self, choice: ChunkChoice | None, usage: Usage | None = None) -> str:
+        chunk = ChatChunk(
             id=self._id,
             object="chat.completion.chunk",
             created=self._context.created,
             model=self._served.name,
-            choices=choices,
+            choices=[] if choice is None else [choice],
         )
+        if usage is not None:
+            chunk.usage = usage
+        return chunk.model_dump_json(exclude_unset=True)
 
     def _logprobs(self, tokens: Sequence[SampledToken] | None) -> ChatLogprobs | None:
         if not self._body.logprobs or tokens is None:
@@ -268,6 +302,7 @@ class _Streamed:
     def __init__(self, reading: Reading, texts: TokenTexts) -> None:
         self.parser = reading.parser()
         self.reasoned = reading.reasoning_tokens(texts)
+        self.made = 0
         self.begun = False
         self.sent = False
         self.called = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -20,8 +20,14 @@ from paddock.runtime.server.completion_schema import (
     CompletionRequest,
 )
 from paddock.runtime.server.documented import STREAMED_OR_NOT
-from paddock.runtime.server.event_stream import DONE, EventStream, event, while_connected
-from paddock.runtime.server.increments import finish_of, merged, results
+from paddock.runtime.server.event_stream import (
+    DONE,
+    EventStream,
+    Template,
+    event,
+    while_connected,
+)
+from paddock.runtime.server.increments import finish_of, results
 from paddock.runtime.server.request_context import RequestContext, context_of
 from paddock.runtime.server.sampling_fields import sampling_params
 from paddock.runtime.server.served_model import Ask, ServedModel
@@ -48,7 +54,7 @@ def routes(served: ServedModel) -> APIRouter:
         )
         answer = _Answer(body, served, context, handles)
         if body.stream:
-            return EventStream(answer.stream(), write_timeout_s=served.settings.write_timeout_s)
+            return EventStream(handles, answer, write_timeout_s=served.settings.write_timeout_s)
         return await while_connected(request, answer.whole())
 
     return router
@@ -139,6 +145,11 @@ class _Answer:
             served.tokenizer.decode(handle.prompt_token_ids) if body.echo else ""
             for handle in handles
         ]
+        options = body.stream_options
+        self._continuous = bool(options and options.continuous_usage_stats)
+        self._plain = not self._continuous and not self._bare and body.logprobs is None
+        self._shown = [_Shown() for _ in range(len(handles) * self._n)]
+        self._templates: dict[int, Template] = {}
 
     async def whole(self) -> Response:
         found = await results(self._handles)
@@ -166,36 +177,56 @@ class _Answer:
         self._context.usage = usage
         return JSONResponse(self._completion(choices, usage).model_dump(mode="json"))
 
-    async def stream(self) -> AsyncGenerator[bytes, None]:
-        options = self._body.stream_options
-        shown = [_Shown() for _ in range(len(self._handles) * self._n)]
-        try:
-            async for number, increment in merged(self._handles):
-                choice = self._piece(number, increment, shown)
-                if choice is None:
-                    continue
-                usage = self._usage(shown) if options and options.continuous_usage_stats else None
-                piece = self._completion([choice], usage)
-                yield event(piece.model_dump_json(exclude_unset=usage is None))
-            usage = self._context.usage = self._usage(shown)
-            if options and options.include_usage:
-                yield event(self._completion([], usage).model_dump_json())
-            yield DONE
-        except Exception as error:
-            yield self._context.failed_midway(as_api_error(error), error)
+    # --- as a stream (see `event_stream.Events`) ----------------------------------------------
 
-    def _piece(
-        self, number: int, increment: Increment, shown: list[_Shown]
-    ) -> CompletionChoice | None:
+    def begin(self) -> bytes:
+        return b""
+
+    def push(self, number: int, increment: Increment) -> bytes:
         index = number * self._n + increment.index
-        state = shown[index]
+        state = self._shown[index]
+        state.tokens += 0 if self._bare else len(increment.token_ids)
+        if self._plain and state.begun and increment.finish_reason is None:
+            return self._template(index).fill(increment.text) if increment.text else b""
+        choice = self._piece(number, increment, state)
+        if choice is None:
+            return b""
+        return event(self._chunk(choice, self._usage() if self._continuous else None))
+
+    def _template(self, index: int) -> Template:
+        """The events of a choice that only bring text."""
+        found = self._templates.get(index)
+        if found is None:
+            found = self._templates[index] = Template(
+                lambda text: self._chunk(
+                    CompletionChoice(
+                        index=index, text=text, logprobs=None, finish_reason=None, stop_reason=None
+                    ),
+                    None,
+                )
+            )
+        return found
+
+    def _chunk(self, choice: CompletionChoice, usage: Usage | None) -> str:
+        return self._completion([choice], usage).model_dump_json(exclude_unset=usage is None)
+
+    def end(self) -> bytes:
+        options = self._body.stream_options
+        usage = self._context.usage = self._usage()
+        if options and options.include_usage:
+            return event(self._completion([], usage).model_dump_json()) + DONE
+        return DONE
+
+    def fail(self, error: Exception) -> bytes:
+        return self._context.failed_midway(as_api_error(error), error)
+
+    def _piece(self, number: int, increment: Increment, state: _Shown) -> CompletionChoice | None:
         text = "" if self._bare else increment.text
         if not state.begun:
             text = self._echoes[number] + text
         finish = stop = None
         if increment.finish_reason is not None:
             finish, stop = finish_of(increment.finish_reason, increment.stop_reason)
-        state.tokens += 0 if self._bare else len(increment.token_ids)
         sampled = state.held_logprobs + (increment.logprobs or ())
         if not text and finish is None:
             state.held_logprobs = sampled
@@ -211,7 +242,11 @@ class _Answer:
         if self._bare and finish is not None:
             finish, stop = "length", None
         return CompletionChoice(
-            index=index, text=text, logprobs=logprobs, finish_reason=finish, stop_reason=stop
+            index=number * self._n + increment.index,
+            text=text,
+            logprobs=logprobs,
+            finish_reason=finish,
+            stop_reason=stop,
         )
 
     def _logprobs(
@@ -239,10 +274,10 @@ class _Answer:
         """Those that came with the request's first sequence, for its others."""
         return self._handles[number].prompt_logprobs
 
-    def _usage(self, shown: list[_Shown]) -> Usage:
+    def _usage(self) -> Usage:
         return usage_of(
             sum(len(handle.prompt_token_ids) for handle in self._handles),
-            sum(state.tokens for state in shown),
+            sum(state.tokens for state in self._shown),
             sum(handle.prompt_tokens_cached for handle in self._handles),
         )
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from paddock.runtime.handle import RequestHandle
-from paddock.runtime.outputs import Increment
+from paddock.runtime.outputs import Increment, SequenceResult
 from paddock.runtime.server.api_errors import ApiError, as_api_error
 from paddock.runtime.server.chat import ask, chat_logprobs
 from paddock.runtime.server.chat_plan import Reading
@@ -29,7 +29,7 @@ from paddock.runtime.server.chat_schema import (
 )
 from paddock.runtime.server.documented import STREAMED_OR_NOT
 from paddock.runtime.server.event_stream import EventStream, event, while_connected
-from paddock.runtime.server.increments import finish_of, merged
+from paddock.runtime.server.increments import finish_of, results
 from paddock.runtime.server.request_context import RequestContext, context_of
 from paddock.runtime.server.response_events import Event, ResponseBuilder
 from paddock.runtime.server.responses_schema import (
@@ -71,7 +71,7 @@ def routes(served: ServedModel) -> APIRouter:
         handle, reading = await while_connected(request, ask(served, chat, context.request_id))
         answer = _Answer(body, served, context, handle, reading)
         if body.stream:
-            return EventStream(answer.stream(), write_timeout_s=served.settings.write_timeout_s)
+            return EventStream([handle], answer, write_timeout_s=served.settings.write_timeout_s)
         return await while_connected(request, answer.whole())
 
     return router
@@ -96,25 +96,29 @@ class _Answer:
         self._builder = ResponseBuilder(_response(body, served, context, handle), reading)
 
     async def whole(self) -> Response:
-        async for _, increment in merged([self._handle]):
-            for _ in self._events(increment):
-                pass  # they add up in the response
+        [result] = await results([self._handle])
+        [sequence] = result.sequences
+        for _ in self._events(sequence):
+            pass  # they add up in the response
         return JSONResponse(self._builder.response.model_dump(mode="json"))
 
-    async def stream(self) -> AsyncGenerator[bytes, None]:
-        try:
-            for told in self._builder.begin():
-                yield _written(told)
-            async for _, increment in merged([self._handle]):
-                for told in self._events(increment):
-                    yield _written(told)
-        except Exception as error:
-            answer = as_api_error(error)
-            self._context.failed_midway(answer, error)
-            for told in self._builder.fail(answer.detail.code or "server_error", str(answer)):
-                yield _written(told)
+    # --- as a stream (see `event_stream.Events`) ----------------------------------------------
 
-    def _events(self, increment: Increment) -> Iterator[Event]:
+    def begin(self) -> bytes:
+        return _written(self._builder.begin())
+
+    def push(self, number: int, increment: Increment) -> bytes:
+        return _written(self._events(increment))
+
+    def end(self) -> bytes:
+        return b""  # the last increment has ended it
+
+    def fail(self, error: Exception) -> bytes:
+        answer = as_api_error(error)
+        self._context.failed_midway(answer, error)
+        return _written(self._builder.fail(answer.detail.code or "server_error", str(answer)))
+
+    def _events(self, increment: Increment | SequenceResult) -> Iterator[Event]:
         self._made += len(increment.token_ids)
         if self._reasoned is not None:
             self._reasoned.push(increment.token_ids)
@@ -146,8 +150,11 @@ class _Answer:
         )
 
 
-def _written(told: Event) -> bytes:
-    return event(json.dumps(told, ensure_ascii=False, separators=(",", ":")), told["type"])
+def _written(events: Iterable[Event]) -> bytes:
+    return b"".join(
+        event(json.dumps(told, ensure_ascii=False, separators=(",", ":")), told["type"])
+        for told in events
+    )
 
 
 def _response(

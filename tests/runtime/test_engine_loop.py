@@ -23,7 +23,7 @@ from paddock.runtime.errors import (
     RequestFailed,
     RequestTooLarge,
 )
-from paddock.runtime.handle import RequestHandle
+from paddock.runtime.handle import RequestHandle, Subscriber
 from paddock.runtime.limits import Limits
 from paddock.runtime.request import FinishReason, Request
 from paddock.runtime.sampling_params import SamplingParams
@@ -187,7 +187,7 @@ def test_a_closed_event_loop_stops_nobody(loop: EngineLoop, session: GatedSessio
 
     asyncio.run(give_up())
     closed = asyncio.new_event_loop()
-    handle._async_waiters.append(closed.create_future())
+    handle.subscribe(Subscriber(closed, lambda: pytest.fail("nobody is there")))
     closed.close()
     session.gate.set()
     assert handle.result(timeout_s=60).text == expected("abc", GREEDY)
