@@ -159,6 +159,8 @@ class Capabilities:
     cache_dtypes: tuple[str, ...]
     collectives: bool = False
     rounding: Callable[[Graph, Mapping[str, Any]], Rounding] = rounding_of_graph
+    group_scale: DType = DType.F16
+    """In which type the scales of int4 groups are to be stored."""
     gpu: bool = False
     """It computes on a GPU: what the processor is good at does not matter."""
     compiles: bool = False

@@ -86,7 +86,8 @@ class QuantFormat:
             raise GraphError(f"scales are floats, not {self.scale}")
 
     def __str__(self) -> str:
-        return f"{self.dtype}" + (f" groups of {self.group}" if self.group else " per row")
+        scale = "" if self.scale is DType.F16 else f", scales in {self.scale}"
+        return f"{self.dtype}" + (f" groups of {self.group}" if self.group else " per row") + scale
 
 
 @dataclass(eq=False)

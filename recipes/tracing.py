@@ -9,6 +9,7 @@ from paddock.graph import DType, Graph, GraphError, Mesh, Module, QuantFormat, n
 from paddock.graph.ops import Weight
 from paddock.layers import quantize, trace
 from paddock.models.registry import Architecture
+from paddock.recipes import engine_kinds
 from paddock.recipes.derive import ContextLength, context_length
 from paddock.recipes.engine_kinds import STORED
 from paddock.recipes.errors import RecipeError
@@ -69,7 +70,8 @@ def trace_graph(
     context = context_length(recipe, architecture.config)
     module = architecture.build()
     if recipe.quant.weights != "none" and quantized:
-        _quantize(module, recipe.quant, whole=layers is None)
+        scale = engine_kinds.load(recipe.engine.name).CAPABILITIES.group_scale
+        _quantize(module, recipe.quant, scale, whole=layers is None)
     mesh = mesh or Mesh()
     graph = trace(module, dtype=dtype, max_context=context.tokens, mesh=mesh)
     return Traced(architecture, module, graph, dtype, context, mesh)
@@ -89,7 +91,7 @@ def mesh_of(recipe: Recipe) -> Mesh:
         raise RecipeError(str(error)) from None
 
 
-def _quantize(module: Module, quant: QuantSettings, *, whole: bool) -> None:
+def _quantize(module: Module, quant: QuantSettings, scale: DType, *, whole: bool) -> None:
     names = [name for name, slot in module.named_parameters() if slot.quantizable]
     for pattern in quant.skip if whole else ():
         if not any(fnmatch(name, pattern) for name in names):
@@ -97,11 +99,13 @@ def _quantize(module: Module, quant: QuantSettings, *, whole: bool) -> None:
                 f"quant.skip: {pattern!r} is none of the {len(names)} slots that are quantized"
                 f"{nearest(pattern, names)}"
             )
-    head = None if quant.head in ("same", "none") else _format(quant.head, quant.group)
+    head = None if quant.head in ("same", "none") else _format(quant.head, quant.group, scale)
     skip = (*quant.skip, HEAD) if quant.head == "none" else quant.skip
     # In int8 a row's own scale is as fine as groups are, and what engines have kernels for.
-    quantize(module, _format(quant.weights, quant.group), head=head, skip=skip)
+    quantize(module, _format(quant.weights, quant.group, scale), head=head, skip=skip)
 
 
-def _format(weights: str, group: int | None) -> QuantFormat:
-    return QuantFormat(STORED[weights], group if weights == "int4" else None)
+def _format(weights: str, group: int | None, group_scale: DType) -> QuantFormat:
+    if weights == "int4":
+        return QuantFormat(STORED[weights], group, group_scale)
+    return QuantFormat(STORED[weights])

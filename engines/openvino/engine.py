@@ -36,6 +36,8 @@ CAPABILITIES = Capabilities(
     cache_dtypes=("auto", "f32", "f16", "bf16", "u8"),
     collectives=True,
     rounding=rounding,
+    # The compiler widens others, and keeps both copies: docs/decisions/0010-openvino-forms.md.
+    group_scale=DType.F32,
 )
 
 

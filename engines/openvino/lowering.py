@@ -241,7 +241,7 @@ def _dequantize(state: Lowering, node: Node, inputs: list[Any]) -> Any:
     weight = opset.multiply(values, state.weights.constant(scales, scale_shape))
     if not per_row:
         weight = opset.reshape(weight, _i64(*rows, columns), False)
-    return opset.convert(weight, "f32")
+    return weight if scales.dtype is DType.F32 else opset.convert(weight, "f32")
 
 
 def _linear(state: Lowering, node: Node, inputs: list[Any]) -> Any:

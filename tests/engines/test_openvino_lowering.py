@@ -27,13 +27,21 @@ def tokens(case: Case, *shape: int, name: str = "x") -> Tensor:
     return case.tokens(name, values(7, *shape, seed=len(name) + ord(name[0])))
 
 
-def quantized(case: Case, dtype: DType, rows: int, columns: int, groups: int) -> Tensor:
+def quantized(
+    case: Case,
+    dtype: DType,
+    rows: int,
+    columns: int,
+    groups: int,
+    scale: DType = DType.F16,
+) -> Tensor:
     random = np.random.default_rng(rows)
     limit = 127 if dtype is DType.I8 else 7
     integers = random.integers(-limit, limit + 1, (rows, columns)).astype(np.int8)
     if dtype is DType.I4:
         integers[0, :2] = -8  # the one value without its opposite
     scales = random.uniform(0.01, 0.02, (rows, groups)).astype(np.float16)
+    scales = scales.astype(scale.numpy)
     weight: Tensor = F.Dequantize(DType.F32)(
         case.weight("w.weight", integers.astype(dtype.numpy)), case.weight("w.scale", scales)
     )
@@ -125,7 +133,7 @@ CASES: dict[str, Build] = {
         quantized(c, DType.I8, 50, 64, 1), c.tokens("ids", np.array([49, 0, 7]))
     ),
     "int4 embedding": lambda c: F.gather(
-        quantized(c, DType.I4, 50, 64, 2), c.tokens("ids", np.array([49, 0, 7]))
+        quantized(c, DType.I4, 50, 64, 2, DType.F32), c.tokens("ids", np.array([49, 0, 7]))
     ),
     **{f"route {name}": routing(op, bias=bias) for name, op, bias in ROUTES},
     "grouped linear": lambda c: F.grouped_linear(
@@ -193,15 +201,18 @@ def test_every_op_of_the_table_is_compared() -> None:
     assert set(TABLE) - compared == elsewhere
 
 
+@pytest.mark.parametrize("scale", [DType.F16, DType.F32])
 @pytest.mark.parametrize(
     ("dtype", "group", "bound"), [("i8", None, 0.01), ("i4", 128, 0.01), ("i4", 32, 0.01)]
 )
-def test_products_with_integer_weights(dtype: str, group: int | None, bound: float) -> None:
+def test_products_with_integer_weights(
+    dtype: str, group: int | None, bound: float, scale: DType
+) -> None:
     """In integer arithmetic activations are rounded to 8 bits; without it nothing is."""
     groups = 512 // group if group else 1
 
     def build(case: Case) -> Tensor:
-        return F.linear(tokens(case, 512), quantized(case, DType(dtype), 64, 512, groups))
+        return F.linear(tokens(case, 512), quantized(case, DType(dtype), 64, 512, groups, scale))
 
     rounding: dict[str, Any] = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": group or 128}
     assert error(build, DYNAMIC_QUANTIZATION_GROUP_SIZE=0) < EXACT

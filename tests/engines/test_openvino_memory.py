@@ -15,10 +15,10 @@ LIBRARY_BYTES = 80e6  # code and tables of OpenVINO that the first compilation b
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("dtype", ["bf16", "f32"])
-def test_opening_needs_little_more_than_the_weights(tmp_path: Path, dtype: str) -> None:
+@pytest.mark.parametrize("form", ["bf16", "f32", "int4"])
+def test_opening_needs_little_more_than_the_weights(tmp_path: Path, form: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.engines.open_large_model", str(tmp_path), dtype],
+        [sys.executable, "-m", "tests.engines.open_large_model", str(tmp_path), form],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -29,3 +29,4 @@ def test_opening_needs_little_more_than_the_weights(tmp_path: Path, dtype: str) 
     assert found["weights"] > 2e8
     assert found["peak"] < 1.3 * found["weights"] + LIBRARY_BYTES
     assert found["kept"] < 1.1 * found["weights"] + LIBRARY_BYTES
+    assert found["anonymous"] < 1.1 * found["weights"]

@@ -42,8 +42,8 @@ FORMATS: dict[str, tuple[DType, QuantFormat | None]] = {
     "bf16": (DType.BF16, None),
     "int8": (DType.F32, QuantFormat(DType.I8)),
     "int8 beside bf16": (DType.BF16, QuantFormat(DType.I8)),
-    "int4 groups of 64": (DType.F32, QuantFormat(DType.I4, 64)),
-    "int4 groups of 32": (DType.BF16, QuantFormat(DType.I4, 32)),
+    "int4 groups of 64": (DType.F32, QuantFormat(DType.I4, 64, DType.F32)),
+    "int4 groups of 32": (DType.BF16, QuantFormat(DType.I4, 32, DType.F32)),
 }
 # Rounding of weights is in both engines; what is left is that of activations. What is computed
 # wrongly is off by about 1.

@@ -101,6 +101,24 @@ def test_a_graphs_hash_is_of_what_it_computes() -> None:
     assert graph_hash(fewer.graph) != first
 
 
+@pytest.mark.parametrize(("engine", "scale"), [("openvino", "f32"), ("reference", "f16")])
+def test_scales_of_groups_are_stored_as_the_engine_wants_them(engine: str, scale: str) -> None:
+    from paddock.graph import DType
+    from paddock.recipes import pipeline
+    from paddock.recipes.tracing import trace_graph
+
+    recipe = compose("demo", [f"engine={engine}", "quant=int4"]).recipe
+    traced = trace_graph(
+        recipe, pipeline.read_architecture(recipe, pipeline.fetch(recipe)), DType.BF16
+    )
+    found = {n: str(w.dtype) for n, w in traced.weights.items() if n.endswith(".scale")}
+    assert found.pop("lm_head.scale") == "f16"  # in int8, one a row
+    assert set(found.values()) == {scale}
+    # What lies in another type has another name in the cache.
+    told = {str(slot.quant) for name, slot in traced.module.named_parameters() if slot.quant}
+    assert ("i4 groups of 32, scales in f32" in told) == (scale == "f32")
+
+
 def test_why_missing_names_the_nearest_engine_of_the_recipe(cache: BuildCache) -> None:
     assert cache.why_missing("demo", PARTS) == ["nothing was built of demo yet"]
     put(cache, "demo", PARTS | {"dtype": "bf16", "engine": "openvino 0"}, "a")
