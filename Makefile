@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 # pip can read [dependency-groups] from 25.1 on; the version is bounded below for that.
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet
 
-.PHONY: demo test test-slow fuzz test-gpu check format golden parity tensorrt clean
+.PHONY: demo test test-slow test-hosts fuzz test-gpu check format golden parity tensorrt clean
 
 demo: $(VENV)/.installed  ## generate text from the bundled checkpoint
 	@$(BIN)/paddock demo
@@ -20,6 +20,9 @@ test-slow: $(VENV)/.test  ## the slow tests too
 
 fuzz: $(VENV)/.test  ## other inputs than the tests' own, for longer: make fuzz EXAMPLES=20000
 	@PADDOCK_FUZZ_EXAMPLES=$(or $(EXAMPLES),5000) $(BIN)/python -m pytest -q tests/fuzz
+
+test-hosts: $(VENV)/.test  ## ranks on two hosts: network namespaces, by root or in a user namespace
+	@$(BIN)/python -m pytest -q -m hosts
 
 test-gpu: $(VENV)/.gpu  ## the tests of the cuda engine, on a machine with an NVIDIA GPU
 	@$(BIN)/python -m pytest -q -m gpu

@@ -113,6 +113,7 @@ def _run_as_rank(name: str, rest: list[str], quiet: bool) -> int:
     from paddock.runtime.distributed import launch
 
     found = launch.launched()
+    launch.note(rest)
     if found is not None and found.rank:
         return launch.follow()
     try:

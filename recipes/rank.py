@@ -10,7 +10,6 @@ from paddock.engines.protocol import BuildError, Session
 from paddock.graph import Mesh
 from paddock.graph.ops import Communicator
 from paddock.recipes import engine_kinds, pipeline, ranks
-from paddock.recipes.machine import measure
 from paddock.recipes.schema import Recipe
 from paddock.recipes.shelf import DamagedError, read
 from paddock.runtime.distributed import worker
@@ -18,21 +17,28 @@ from paddock.runtime.distributed.mpi import World
 from paddock.weights.hub import LocalCheckpoint
 
 
-def open_rank(
-    job: dict[str, Any], world: World, mesh: Mesh, communicator: Communicator
-) -> tuple[Session, dict[str, Any]]:
+def open_rank(job: dict[str, Any], world: World, mesh: Mesh, communicator: Communicator) -> Session:
     """This rank's part of the engine that the front built. Raises what opening raises."""
     recipe = Recipe(**job["recipe"])
     pipeline.import_plugins(recipe)
+    own = engine_kinds.load(recipe.engine.name).version()
+    if own != job["engine"]:
+        raise BuildError(
+            f"it has {own}, and the first process {job['engine']}; install the same release on all"
+            " hosts"
+        )
     try:
         entry = read(Path(job["folder"]))
     except DamagedError as error:
-        raise BuildError(f"{job['folder']} on {world.host}: {error}") from None
+        raise BuildError(
+            f"{job['folder']} on {world.host}: {error}; all hosts need the folder of engines that"
+            " the first one has (PADDOCK_HOME)"
+        ) from None
     if entry.manifest.get("key") != job["key"]:
         raise BuildError(
             f"{entry.folder} on {world.host} is of another build than the front's; build again"
         )
-    session = pipeline.open_rank(
+    return pipeline.open_rank(
         entry.folder,
         Path(job["weights_folders"][mesh.rank]),
         LocalCheckpoint(Path(job["checkpoint"])),
@@ -41,10 +47,6 @@ def open_rank(
         communicator,
         neighbours=world.local_size,
     )
-    return session, {
-        "engine": engine_kinds.load(recipe.engine.name).version(),
-        "free_bytes": measure().free_bytes,
-    }
 
 
 if __name__ == "__main__":

@@ -65,20 +65,10 @@ def open_engine(group: RankGroup, built: BuiltEngine, recipe: Recipe) -> RemoteS
             "weights_folders": list(map(str, built.weights_folders)),
             "checkpoint": str(built.checkpoint.folder),
             "key": built.manifest["key"],
+            "engine": engine_kinds.load(recipe.engine.name).version(),
         }
         [session] = group.open(job)
-        _check_engines(group, recipe)
     except BaseException:
         group.close()
         raise
     return session
-
-
-def _check_engines(group: RankGroup, recipe: Recipe) -> None:
-    own = engine_kinds.load(recipe.engine.name).version()
-    for rank, told in enumerate(group.told):
-        if told["engine"] != own:
-            raise BuildError(
-                f"rank {rank} on {told['host']} has {told['engine']}, this process {own}; install"
-                " the same release on all hosts"
-            )

@@ -133,9 +133,10 @@ class RankGroup:
         Raises `BuildError` where ranks do not come up, and for what goes wrong in one.
         """
         self._await_all()
+        patience = {"pulse_s": self.patience.pulse_s, "silence_s": self.patience.silence_s}
         shape = {"tp": self.mesh.tp, "pp": self.mesh.pp, "stages": self.mesh.stages}
         for rank in self._in_order():
-            self._send(rank, Kind.JOB, {**job, **shape, "pulse_s": self.patience.pulse_s})
+            self._send(rank, Kind.JOB, {**job, **shape, **patience})
             rank.heard, rank.asked = time.monotonic(), True
         with self._changed:
             self._changed.wait_for(
@@ -149,11 +150,6 @@ class RankGroup:
             for i in range(self.replicas)
         ]
         return self.sessions
-
-    @property
-    def told(self) -> list[dict[str, Any]]:
-        """What each rank said when it was ready, with its `host`."""
-        return [{"host": r.host, **(r.ready or {})} for r in self._in_order()]
 
     def watch(self, callback: Callable[[SessionLost], None]) -> None:
         """Call once when a rank is lost, from a thread of the group's."""
@@ -321,6 +317,8 @@ class RankGroup:
                         " stopped, or its host is gone",
                         rank,
                     )
+                    if self._started_by and rank.host != socket.gethostname():
+                        launch.end_launcher_at_exit()
             for session in self.sessions:
                 late = session.late(now - self.patience.step_s)
                 if late is not None:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+
+import psutil
 
 from paddock.engines.protocol import BuildError
 from paddock.runtime.distributed import guard
 
 FRONT = "PADDOCK_FRONT"
 """The environment's variable by which a rank finds its front: `token@host:port,host:port`."""
+
+ASKED = "PADDOCK_MESH"
+"""The mesh as the command line of a process under a launcher has it, which must be the same on all:
+only the first process reads the rest of it."""
 
 DISMISSED = "dismissed"
 """In the place of an address: no rank is needed."""
@@ -62,9 +69,27 @@ def dismiss() -> None:
         start_own_rank(DISMISSED).popen.wait()
 
 
+def note(arguments: Sequence[str]) -> None:
+    """Keep what a command line under a launcher says of the mesh, for the rank of this process."""
+    words = [word for word in arguments if word.startswith(("mesh=", "mesh."))]
+    os.environ[ASKED] = " ".join(words)
+
+
 def follow() -> int:
     """Be the guard of a rank that is not the first; its exit code."""
     return guard.main(WORKER)
+
+
+def end_launcher_at_exit() -> None:
+    """Where a host was cut off, its launcher waits for ever for what it started there."""
+    atexit.register(_end_launcher)
+
+
+def _end_launcher() -> None:
+    for process in psutil.Process().parents():
+        if process.name().startswith(("mpirun", "mpiexec", "prterun", "orterun")):
+            process.terminate()
+            return
 
 
 def require_mpi() -> Path:

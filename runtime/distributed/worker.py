@@ -21,7 +21,7 @@ from typing import Any
 from paddock.engines.protocol import BuildError, Session
 from paddock.graph import Mesh, PaddockError
 from paddock.graph.ops import Communicator
-from paddock.runtime.distributed.launch import DISMISSED, FRONT
+from paddock.runtime.distributed.launch import ASKED, DISMISSED, FRONT
 from paddock.runtime.distributed.mpi import MpiCommunicator, Waits, World
 from paddock.runtime.distributed.wire import (
     PULSE,
@@ -37,8 +37,8 @@ CONNECT_S = 5.0  # for each of the front's addresses
 FINALIZE_S = 10
 JOIN_S = 120
 
-OpenRank = Callable[[dict[str, Any], World, Mesh, Communicator], tuple[Session, dict[str, Any]]]
-"""From the job, this rank and its place to a session, and what READY tells beside it."""
+OpenRank = Callable[[dict[str, Any], World, Mesh, Communicator], Session]
+"""From the job, this rank and its place to a session."""
 
 
 def serve(open_rank: OpenRank, version: str) -> int:
@@ -47,6 +47,7 @@ def serve(open_rank: OpenRank, version: str) -> int:
     _die_with_parent()
     channel: Channel | None = None
     own = told = os.environ.pop(FRONT, "")
+    mesh = os.environ.pop(ASKED, "")
     try:
         if own and own != DISMISSED:
             channel = _connect(own)
@@ -66,10 +67,16 @@ def serve(open_rank: OpenRank, version: str) -> int:
             return 0
         if channel is None:
             channel = _connect(told)
+        of_first = world.broadcast(mesh.encode() if world.rank == 0 else None).decode()
+        if mesh != of_first:
+            raise BuildError(
+                f"rank {world.rank} on {world.host} was started with {mesh or 'no mesh'!r}, the"
+                f" first with {of_first or 'no mesh'!r}; start all with the same command"
+            )
         _Rank(channel, world, open_rank).run({"token": _token(told), "version": version})
     except (PaddockError, OSError) as error:
-        print(f"paddock: rank: {error}", file=sys.stderr)
-        _tell(channel, told, str(error))
+        if not _tell(channel, told, str(error)):
+            print(f"paddock: rank: {error}", file=sys.stderr)
         return 1
     except BaseException as error:
         _tell(channel, told, f"{type(error).__name__}: {error}")
@@ -100,6 +107,8 @@ class _Rank:
             self._leave()
             return
         job = first.json()
+        # Where the network between two hosts is cut, no end of the connection is ever heard.
+        self._channel.expect(float(job["silence_s"]))
         threading.Thread(
             target=self._pulse, args=(float(job["pulse_s"]),), name="paddock-pulse", daemon=True
         ).start()
@@ -108,8 +117,8 @@ class _Rank:
         replica, index = divmod(world.rank, shape.size)
         mesh = list(shape.ranks())[index]
         communicator = MpiCommunicator(world.comm.Split(replica, index), mesh)
-        session, told = self._open_rank(job, world, mesh, communicator)
-        told |= {
+        session = self._open_rank(job, world, mesh, communicator)
+        told = {
             "vocab_size": session.vocab_size,
             "block_size": session.block_size,
             "block_bytes": session.block_bytes,
@@ -193,15 +202,16 @@ def _token(front: str) -> str:
     return front.partition("@")[0]
 
 
-def _tell(channel: Channel | None, front: str, what: str) -> None:
-    """Say why this rank ends, and wait until the front has heard it."""
+def _tell(channel: Channel | None, front: str, what: str) -> bool:
+    """Say why this rank ends, and wait until the front has heard it; false where it cannot."""
     if channel is None:
-        return
+        return False
     try:
         channel.send_json(Kind.FAILED, {"token": _token(front), "error": what})
-        time.sleep(FINALIZE_S)  # the front ends this process
     except OSError:
-        pass
+        return False
+    time.sleep(FINALIZE_S)  # the front ends this process
+    return True
 
 
 def _die_with_parent() -> None:

@@ -128,6 +128,40 @@ def test_ranks_end_with_their_front(
         front.communicate()
 
 
+def started_apart(
+    paddock: Run, first: list[str], second: list[str], before_second: list[str]
+) -> subprocess.CompletedProcess[str]:
+    """The demo on two ranks of one launcher, which were told different things."""
+    launcher = str(Path(sys.executable).parent / "mpirun")
+    command = ["generate", "demo", "-p", "The ls", "--quiet"]
+    second = [*before_second, sys.executable, "-m", "paddock", *command, *second]
+    return paddock(
+        *[*command, *first, ":", "-n", "1", *second],
+        before=["timeout", "60", launcher, "-n", "1"],
+    )
+
+
+def test_ranks_that_were_told_different_meshes_are_refused(paddock: Run) -> None:
+    done = started_apart(paddock, ["mesh=tp2"], ["mesh.pp=2"], [])
+    assert done.returncode not in (0, 124)
+    assert done.stderr == (
+        f"paddock: error: a rank cannot start: rank 1 on {socket.gethostname()} was started with"
+        " 'mesh.pp=2', the first with 'mesh=tp2'; start all with the same command\n"
+    )
+
+
+def test_a_rank_with_another_engine_is_named(paddock: Run, tmp_path: Path) -> None:
+    # A fake, for two releases of OpenVINO do not go into one environment.
+    (tmp_path / "sitecustomize.py").write_text("import openvino\nopenvino.__version__ = '2020.1'\n")
+    path = f"PYTHONPATH={os.pathsep.join([str(tmp_path), str(ROOT)])}"
+    done = started_apart(paddock, ["mesh=tp2"], ["mesh=tp2"], ["env", path])
+    assert done.returncode not in (0, 124)
+    (error,) = done.stderr.splitlines()
+    assert f"rank 1 on {socket.gethostname()} (process " in error
+    assert "failed: it has openvino 2020.1, and the first process openvino 20" in error
+    assert error.endswith("; install the same release on all hosts")
+
+
 def test_a_rank_of_another_release_is_named(paddock: Run, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
@@ -136,15 +170,9 @@ def test_a_rank_of_another_release_is_named(paddock: Run, tmp_path: Path) -> Non
     shutil.copytree(ROOT / "paddock", other / "paddock", symlinks=True)
     with (other / "graph" / "mesh.py").open("a") as file:
         file.write("# of another release\n")
-    launcher = str(Path(sys.executable).parent / "mpirun")
-    command = [sys.executable, "-m", "paddock", "generate", "demo", "mesh=tp2", "-p", "The ls"]
-    done = paddock(
-        *command[3:],
-        *[":", "-n", "1", "env", f"PYTHONPATH={other}", *command],
-        before=["timeout", "60", launcher, "-n", "1"],
-    )
+    done = started_apart(paddock, ["mesh=tp2"], ["mesh=tp2"], ["env", f"PYTHONPATH={other}"])
     assert done.returncode not in (0, 124)
-    (line,) = [line for line in done.stderr.splitlines() if "error" in line]
+    (line,) = done.stderr.splitlines()
     assert "rank 1 on" in line
     assert "install the same release of Paddock on all hosts" in line
 
