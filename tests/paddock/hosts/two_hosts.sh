@@ -16,6 +16,9 @@ for host in a b; do
     ip -n "$host" link set lo up
     ip -n "$host" link set eth0 up
 done
+for host in a b; do # what MPI does not find to be running as it starts, it never uses
+    until ip -n "$host" link show eth0 | grep -q "state UP"; do sleep 0.02; done
+done
 printf '127.0.0.1 localhost\n10.77.0.1 a\n10.77.0.2 b\n' > /run/hosts
 mount --bind /run/hosts /etc/hosts
 exec "$(dirname "$0")/enter.sh" a "$@"
