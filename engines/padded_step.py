@@ -33,33 +33,60 @@ class PaddedCall:
     logit_rows: Array  # i64 [R]: of the call's S x L tokens; one at least
     step_rows: Array  # i64 [R']: these rows of the step's logits ...
     from_rows: Array  # i64 [R']: ... are these of the call's
+    # Of an encoder-decoder: the sources of rows that begin, or one token that nobody looks at.
+    source_ids: Array | None = None  # i64 [S, E]
+    source_features: Array | None = None  # f32 [S, E, size], in the place of ids where one hears
+    source_positions: Array | None = None  # i64 [S, E]
+    source_row_lengths: Array | None = None  # i32 [S]: tokens of each that are not padding
+    source_write_indices: Array | None = None  # i32 [S]: where in its slot a source goes
+    source_lengths: Array | None = None  # i32 [S]: tokens that each row's source has
 
     @property
     def is_generation(self) -> bool:
-        """Whether every row has one token."""
-        return self.token_ids.shape[1] == 1
+        """Whether every row has one token, and no source comes with any."""
+        longest = 1 if self.source_positions is None else self.source_positions.shape[1]
+        return self.token_ids.shape[1] == 1 and longest == 1
 
 
 @dataclass(frozen=True)
 class _Row:
     """A sequence's part of a step."""
 
+    number: int  # of the sequence in the step
     slot: int
     start: int  # of its tokens in the packed step
     tokens: int
     past: int
+    source: slice
+    """Of the step's source tokens, those of a sequence that begins."""
+
+    @property
+    def begins(self) -> bool:
+        """Whether it brings a source."""
+        return self.sources > 0
+
+    @property
+    def sources(self) -> int:
+        return self.source.stop - self.source.start
 
 
 class PaddedPlanner:
-    """`capacity`: tokens that a slot holds, one more than any sequence has. A call has at most
-    `max_rows` rows and `max_step_tokens` tokens, padding counted. Where nothing is kept in slots,
-    `has_slots` False, a call's rows are any sequences, those of like length together."""
+    """`capacity`: tokens that a slot holds, one more than any sequence has; `source_capacity`: of
+    an encoder-decoder's source, likewise. A call has at most `max_rows` rows and `max_step_tokens`
+    tokens, padding counted. Where nothing is kept in slots, `has_slots` False, a call's rows are
+    any sequences, those of like length together."""
 
     def __init__(
-        self, capacity: int, max_rows: int, max_step_tokens: int, *, has_slots: bool = True
+        self,
+        capacity: int,
+        max_rows: int,
+        max_step_tokens: int,
+        *,
+        source_capacity: int = 0,
+        has_slots: bool = True,
     ) -> None:
         self.capacity, self.max_rows, self.max_step_tokens = capacity, max_rows, max_step_tokens
-        self.has_slots = has_slots
+        self.source_capacity, self.has_slots = source_capacity, has_slots
 
     def calls(self, step: StepInputs) -> Iterator[PaddedCall]:
         """Decoding sequences share a call; prompts share one with neighbours of like lengths.
@@ -71,9 +98,12 @@ class PaddedPlanner:
         if not self.has_slots:
             by_length = sorted(rows, key=lambda row: row.tokens)
             rows = [replace(row, slot=i) for i, row in enumerate(by_length)]
-        for group in self._within_reach([row for row in rows if row.tokens == 1]):
+        decode = [row.tokens == 1 and not row.begins for row in rows]
+        for group in self._within_reach(
+            [r for r, alone in zip(rows, decode, strict=True) if alone]
+        ):
             yield self._call(step, group, 1)
-        for group in self._groups([row for row in rows if row.tokens > 1]):
+        for group in self._groups([r for r, alone in zip(rows, decode, strict=True) if not alone]):
             yield self._call(step, group, max(row.tokens for row in group))
 
     def _within_reach(self, rows: list[_Row]) -> Iterator[list[_Row]]:
@@ -104,7 +134,14 @@ class PaddedPlanner:
         # An update that would reach beyond its slot is dropped whole.
         inside = all(row.past + longest <= self.capacity for row in group)
         inside = inside and len(group) <= self.max_rows
-        return inside and padded <= self.max_step_tokens and padded - real <= _WASTE * padded
+        sources = [row.sources for row in group]
+        alike = all(sources) or not any(sources)
+        most, padded_sources = self.max_step_tokens, max(sources) * len(group)
+        return (
+            (inside and alike and padded <= most and padded_sources <= most)
+            and padded - real <= _WASTE * padded
+            and padded_sources - sum(sources) <= _WASTE * padded_sources
+        )
 
     def _call(self, step: StepInputs, rows: list[_Row], length: int) -> PaddedCall:
         first, last = rows[0].slot, rows[-1].slot
@@ -143,7 +180,34 @@ class PaddedPlanner:
             logit_rows=unique if len(unique) else np.zeros(1, np.int64),
             step_rows=step_rows,
             from_rows=inverse.astype(np.int64),
+            **self._sources(step, rows, count),
         )
+
+    def _sources(self, step: StepInputs, rows: list[_Row], count: int) -> dict[str, Array]:
+        if step.source_lengths is None:
+            return {}
+        first, length = rows[0].slot, max(1, *(row.sources for row in rows))
+        arrays: dict[str, Array] = {"source_positions": np.zeros((count, length), np.int64)}
+        if step.source_ids is not None:
+            arrays["source_ids"] = np.zeros((count, length), np.int64)
+        if step.source_features is not None:
+            size = step.source_features.shape[1]
+            arrays["source_features"] = np.zeros((count, length, size), np.float32)
+        row_lengths, lengths = np.ones(count, np.int32), np.ones(count, np.int32)
+        # Of what is not a source one token is written, behind all of them.
+        write_indices = np.full(count, self.source_capacity - length, np.int32)
+        for row in rows:
+            r = row.slot - first
+            lengths[r] = step.source_lengths[row.number]
+            if row.begins:
+                write_indices[r], row_lengths[r] = 0, row.sources
+                for name, array in arrays.items():
+                    array[r, : row.sources] = getattr(step, name)[row.source]
+        return arrays | {
+            "source_row_lengths": row_lengths,
+            "source_write_indices": write_indices,
+            "source_lengths": lengths,
+        }
 
 
 def _rows(step: StepInputs) -> list[_Row]:
@@ -152,5 +216,8 @@ def _rows(step: StepInputs) -> list[_Row]:
     for s, past in enumerate(step.past_lengths):
         start, stop = int(step.sequence_starts[s]), int(step.sequence_starts[s + 1])
         slot = int(step.sequence_slots[s])
-        rows.append(_Row(slot, start, stop - start, int(past)))
+        source = slice(0, 0)
+        if step.source_starts is not None:
+            source = slice(int(step.source_starts[s]), int(step.source_starts[s + 1]))
+        rows.append(_Row(s, slot, start, stop - start, int(past), source))
     return sorted(rows, key=lambda row: row.slot)

@@ -563,6 +563,7 @@ def build_bounds(recipe: Recipe, kind: EngineKind, traced: Traced) -> dict[str, 
         "max_context": traced.context.tokens,
         "max_sequences": limits.max_sequences,
         "max_tokens_per_step": limits.max_tokens_per_step,
+        "max_source": getattr(traced.architecture.config, "longest_source", None),
     }
     return {key: value for key, value in asked.items() if value is not None}
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from paddock.engines.protocol import BuildError
 from paddock.engines.tensorrt.bounds import SEQUENCES
 from paddock.engines.tensorrt.network import Tensor, annotate
 from paddock.graph import DType, Node
@@ -35,16 +34,21 @@ def attention(state: Lowering, node: Node, inputs: list[Any]) -> Any:
     q, k, v, *caches = inputs[:5]
     heads, value_size = node.inputs[0].type.size(1), node.inputs[2].type.size(2)
     keys, values = (
-        _updated(state, node.inputs[3 + i], caches[i], rows_of(state, x, node.inputs[1 + i]))
-        for i, x in enumerate((k, v))
+        updated(state, cache, rows_of(state, x, like), write_indices(state))
+        for cache, x, like in zip(caches, (k, v), node.inputs[1:3], strict=True)
     )
     q = rows_of(state, scaled(state, q, op.scale, node.inputs[0].dtype), node.inputs[0])
     sinks = inputs[-1] if isinstance(op, F.SinkAttention) else None
+    bias = None
+    if op.alibi is not None:
+        bias = _distances(state, op.alibi)
+    elif isinstance(op, F.RelativeAttention):
+        bias = _relative(state, op, node, inputs[-1])
     sizes_differ = value_size != node.inputs[1].type.size(2)  # which the layer refuses
     if op.soft_cap is not None or sinks is not None or sizes_differ:
-        y = _written_out(state, node, q, keys, values, sinks)
+        y = _written_out(state, node, q, keys, values, sinks, bias)
     else:
-        y = _fused(state, op, node.inputs[0].dtype, q, keys, values)
+        y = _fused(state, op, node.inputs[0].dtype, q, keys, values, bias)
     return state.view(y, (-1, heads, value_size), before=(0, 2, 1, 3))
 
 
@@ -58,9 +62,10 @@ def key_value_lengths(state: Lowering) -> Tensor:
     return state.feed("key_value_lengths", "step", DType.I32, SEQUENCES)
 
 
-def row_lengths(state: Lowering) -> Tensor:
-    """i32 [S]: tokens of each row that are a sequence's, and not padding."""
-    return state.feed("row_lengths", "step", DType.I32, SEQUENCES)
+def row_lengths(state: Lowering, *, source: bool = False) -> Tensor:
+    """i32 [S]: tokens of each row, or of its source, that are not padding."""
+    name = "source_row_lengths" if source else "row_lengths"
+    return state.feed(name, "step", DType.I32, SEQUENCES)
 
 
 def scaled(state: Lowering, q: Tensor, scale: float, dtype: DType) -> Tensor:
@@ -69,45 +74,48 @@ def scaled(state: Lowering, q: Tensor, scale: float, dtype: DType) -> Tensor:
     return state.narrowed(state.elementwise("PROD", state.widened(q), factor), dtype)
 
 
-def rows_of(state: Lowering, x: Tensor, like: Any) -> Tensor:
-    """[tokens, heads, size] -> [S, heads, L, size]."""
+def rows_of(state: Lowering, x: Tensor, like: Any, *, source: bool = False) -> Tensor:
+    """[tokens, heads, size] -> [S, heads, L, size]; `source`: [S, heads, E, size]."""
     network, heads, size = state.network, like.type.size(1), like.type.size(2)
 
     def sizes() -> Tensor:
-        return state.joined([state.step_shape(), network.indices(heads, size)], 0)
+        return state.joined([state.step_shape(source=source), network.indices(heads, size)], 0)
 
-    shape = state.once(("rows", heads, size), sizes)
+    shape = state.once(("rows", heads, size, source), sizes)
     return state.view(x, sizes=shape, after=(0, 2, 1, 3))
 
 
-def _updated(state: Lowering, source: Any, cache: Tensor, rows: Tensor) -> Tensor:
+def updated(state: Lowering, cache: Tensor, rows: Tensor, indices: Tensor) -> Tensor:
     """The cache after this step's rows were written: the same memory, so an output as well."""
-    op = source.node.op
-    if not isinstance(op, F.CacheBlocks):
-        raise BuildError(f"{source.node.where}: a cache is expected, not a {op.name}")
     mode = state.network.enum("KVCacheMode", "LINEAR")
-    layer = state.network.layer("kv_cache_update", cache, rows, write_indices(state), mode)
+    layer = state.network.layer("kv_cache_update", cache, rows, indices, mode)
     present = state.network.output(layer)
-    state.give(present, PRESENT + op.key)
+    state.give(present, PRESENT + cache.name)
     return present
 
 
 def _fused(
-    state: Lowering, op: F.Attention, dtype: DType, q: Tensor, keys: Tensor, values: Tensor
+    state: Lowering,
+    op: F.Attention,
+    dtype: DType,
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
 ) -> Tensor:
     network = state.network
     softmax = network.enum("AttentionNormalizationOp", "SOFTMAX")
     ragged = network.flavour.features.ragged_attention
     if ragged:
-        kind = "LOWER_RIGHT" if op.window is None and op.alibi is None else "NONE"
+        kind = "LOWER_RIGHT" if op.window is None and bias is None else "NONE"
         causal = network.enum("CausalMaskKind", kind)
         layer = network.layer("attention_v2", q, keys, values, softmax, causal)
         network.set(layer, "key_value_lengths", key_value_lengths(state))
     else:
         layer = network.layer("attention", q, keys, values, softmax, False)
     # A mask beside a causal kind is refused, and only the log says so.
-    if op.alibi is not None:
-        network.set(layer, "mask", _biased(state, op.alibi, op.window, dtype))
+    if bias is not None:
+        network.set(layer, "mask", _biased(state, bias, op.window, dtype))
     elif op.window is not None or not ragged:
         network.set(layer, "mask", seen(state, op.window))
     # Where no fused kernel takes these sizes (f32, heads above 256), products and a softmax do.
@@ -145,18 +153,17 @@ def _query_positions(state: Lowering) -> Tensor:
     return state.once("query positions", make)
 
 
-def _biased(state: Lowering, slopes: tuple[float, ...], window: int | None, dtype: DType) -> Tensor:
-    """[S, heads, L, capacity] to be added to scores: what ALiBi gives, and far less where unseen.
+def _biased(state: Lowering, bias: Tensor, window: int | None, dtype: DType) -> Tensor:
+    """[S, heads, L, capacity] to be added to scores: the bias, and far less where unseen.
 
     In the type of the queries, as the layer wants it.
     """
 
     def make() -> Tensor:
-        wide = _distances(state, slopes)
         unseen = state.network.scalar(UNSEEN[dtype], DType.F32, 4)
-        return state.narrowed(state.network.add("select", seen(state, window), wide, unseen), dtype)
+        return state.narrowed(state.network.add("select", seen(state, window), bias, unseen), dtype)
 
-    return state.once(("biased", slopes, window), make)
+    return state.once(("biased", id(bias), window), make)
 
 
 # Finite, so that a block of keys of which none is seen does not become NaN on its way.
@@ -177,8 +184,34 @@ def _distances(state: Lowering, slopes: tuple[float, ...]) -> Tensor:
     return state.once(("distances", slopes), make)
 
 
+def _relative(state: Lowering, op: F.RelativeAttention, node: Node, table: Tensor) -> Tensor:
+    """f32 [S, heads, L, capacity]: of the table [buckets, heads], what the bucket has that says how
+    far behind its query a key lies."""
+
+    def make() -> Tensor:
+        network, capacity = state.network, state.bounds.capacity
+        heads, buckets = node.inputs[0].type.size(1), node.inputs[-1].type.size(0)
+        by_bucket = state.view(state.widened(table), (heads, buckets), before=(1, 0))
+        bucket = op.bucket_of(np.arange(capacity), buckets).astype(np.int32)
+        by_distance = network.add("gather", by_bucket, network.constant(bucket, DType.I32), 1)
+        at = state.view(_query_positions(state), (0, -1, 1), before=(0, 2, 1, 3))
+        places = network.constant(np.arange(capacity, dtype=np.int32).reshape(1, 1, -1), DType.I32)
+        back = state.elementwise("SUB", at, places)
+        back = state.elementwise("MAX", back, network.scalar(0, DType.I32, 3))
+        found = network.add("gather", by_distance, back, 1)  # [heads, S, L, capacity]
+        return state.view(found, before=(1, 0, 2, 3))
+
+    return state.once(("relative", op.max_distance, id(table)), make)
+
+
 def _written_out(
-    state: Lowering, node: Node, q: Tensor, keys: Tensor, values: Tensor, sinks: Tensor | None
+    state: Lowering,
+    node: Node,
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    sinks: Tensor | None,
+    bias: Tensor | None,
 ) -> Tensor:
     """In primitives: scores may become cap * tanh(scores / cap), or have sinks [heads] beside
     them, for neither of which the layer has a place."""
@@ -199,8 +232,8 @@ def _written_out(
         tanh = network.enum("ActivationType", "TANH")
         scores = network.add("activation", state.elementwise("DIV", scores, cap), tanh)
         scores = state.elementwise("PROD", scores, cap)
-    if op.alibi is not None:
-        bias = _by_group(state, _distances(state, op.alibi), kv_heads, group, -1, capacity)
+    if bias is not None:
+        bias = _by_group(state, bias, kv_heads, group, -1, capacity)
         scores = state.elementwise("SUM", scores, bias)
     mask = state.once(
         ("seen by groups", op.window),

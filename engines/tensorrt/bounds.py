@@ -27,6 +27,8 @@ class Bounds:
     """Rows of a call [S, L]."""
     max_step_tokens: int
     """Padded tokens of a call, S x L."""
+    max_source: int | None = None
+    """Tokens of the longest source of an encoder-decoder; None, as many as of a sequence."""
 
     @property
     def capacity(self) -> int:
@@ -35,6 +37,15 @@ class Bounds:
         A row that takes no part in a call writes its one token there.
         """
         return -(-(self.max_context + 1) // _ALIGNMENT) * _ALIGNMENT
+
+    @property
+    def longest_source(self) -> int:
+        return self.max_source or self.max_context
+
+    @property
+    def source_capacity(self) -> int:
+        """Tokens of a source that a slot holds, one more than any has."""
+        return -(-(self.longest_source + 1) // _ALIGNMENT) * _ALIGNMENT
 
     @property
     def longest_row(self) -> int:
@@ -57,10 +68,11 @@ class Bounds:
                 f"limits.max_tokens_per_step is {tokens}, limits.max_sequences {sequences}: each"
                 " sequence takes a token in every step, so the first must not be less"
             )
-        return Bounds(context, sequences, int(tokens))
+        source = options.get("max_source")
+        return Bounds(context, sequences, int(tokens), int(source) if source else None)
 
     def as_json(self) -> dict[str, int]:
-        return asdict(self)
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
     def shapes(self, profile: int, dims: tuple[int | str, ...]) -> list[tuple[int, ...]]:
         """Least, usual and largest shape of an input whose dimensions have these names."""
@@ -76,9 +88,18 @@ class Bounds:
         )
         # All tokens of a call along one axis, as pipeline stages hand them on.
         flat = rows if profile == GENERATION else (1, tokens[1], self.max_step_tokens)
-        sizes = {SEQUENCES: sequences, TOKENS: tokens, ROWS: rows, FLAT: flat}
+        source = self.longest_source
+        sources = {CONTEXT: (1, min(512, source), source), GENERATION: (1, 1, 1)}[profile]
+        sizes = {
+            SEQUENCES: sequences,
+            TOKENS: tokens,
+            ROWS: rows,
+            FLAT: flat,
+            SOURCES: sources,
+        }
         return [tuple(d if isinstance(d, int) else sizes[d][i] for d in dims) for i in range(3)]
 
 
 # Names of the dimensions that a profile bounds; TensorRT knows those that share a name as equal.
 SEQUENCES, TOKENS, ROWS, FLAT = "sequences", "tokens", "rows", "flat_tokens"
+SOURCES = "source_tokens"

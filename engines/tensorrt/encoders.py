@@ -23,23 +23,27 @@ def bidirectional_attention(state: Lowering, node: Node, inputs: list[Any]) -> A
     op, network, dtype = node.op, state.network, node.inputs[0].dtype
     assert isinstance(op, F.BidirectionalAttention)
     q, k, v, _, *table = inputs
+    source = _of_source(node.inputs[3])
     heads, size = node.inputs[0].type.size(1), node.inputs[2].type.size(2)
-    q = rows_of(state, scaled(state, q, op.scale, dtype), node.inputs[0])
-    k, v = (rows_of(state, x, node.inputs[i]) for i, x in ((1, k), (2, v)))
+    q = scaled(state, q, op.scale, dtype)
+    q, k, v = (
+        rows_of(state, x, like, source=source)
+        for x, like in zip((q, k, v), node.inputs, strict=False)
+    )
     softmax = network.enum("AttentionNormalizationOp", "SOFTMAX")
     has_lengths = network.flavour.features.ragged_attention
     if has_lengths:
         none = network.enum("CausalMaskKind", "NONE")
         layer = network.layer("attention_v2", q, k, v, softmax, none)
-        network.set(layer, "key_value_lengths", row_lengths(state))
+        network.set(layer, "key_value_lengths", row_lengths(state, source=source))
     else:
         layer = network.layer("attention", q, k, v, softmax, False)
-    seen = None if has_lengths else _not_padding(state)
+    seen = None if has_lengths else _not_padding(state, source)
     if op.window is not None:
-        near = _near(state, op.window)
+        near = _near(state, op.window, source)
         seen = near if seen is None else state.elementwise("AND", near, seen)
     if table:
-        biases = _biases(state, op, node, table[0])
+        biases = _biases(state, op, node, table[0], source)
         if seen is not None:
             unseen = network.scalar(UNSEEN[dtype], DType.F32, 4)
             biases = network.add("select", seen, biases, unseen)
@@ -54,11 +58,10 @@ def bidirectional_attention(state: Lowering, node: Node, inputs: list[Any]) -> A
 def sequence_mean(state: Lowering, node: Node, inputs: list[Any]) -> Any:
     """[tokens, size] -> [tokens, size]: to every token of a row the mean of those it has."""
     network, size = state.network, node.inputs[0].type.size(1)
-    sizes = state.once(
-        ("rows", size), lambda: state.joined([state.step_shape(), network.indices(size)], 0)
-    )
+    source = _of_source(node.inputs[1])
+    sizes = state.joined([state.step_shape(source=source), network.indices(size)], 0)
     x = state.view(state.widened(inputs[0]), sizes=sizes)
-    real = state.once("real tokens", lambda: state.view(_not_padding(state), (0, -1, 1)))
+    real = state.view(_not_padding(state, source), (0, -1, 1))
     zero = network.scalar(0.0, DType.F32, 3)
     total = network.add(
         "reduce",
@@ -67,65 +70,75 @@ def sequence_mean(state: Lowering, node: Node, inputs: list[Any]) -> Any:
         2,
         True,
     )
-    lengths = state.view(state.widened(row_lengths(state)), (-1, 1, 1))
+    lengths = state.view(state.widened(row_lengths(state, source=source)), (-1, 1, 1))
     mean = state.elementwise("DIV", total, lengths)
     # The sum with nothing is as long as the row.
     everywhere = network.add("select", real, mean, zero)
     return state.narrowed(state.view(everywhere, (-1, size)), node.outputs[0].dtype)
 
 
-def places(state: Lowering) -> Tensor:
-    """i32 [L]: 0, 1, ..."""
+def _of_source(starts: Any) -> bool:
+    """Whether rows are sources: the operand says whose first tokens it has."""
+    op = starts.node.op
+    return isinstance(op, F.Input) and op.key == "source_starts"
+
+
+def places(state: Lowering, source: bool = False) -> Tensor:
+    """i32 [L]: 0, 1, ..., for each token of a row; or [E], of a source."""
 
     def make() -> Tensor:
-        network = state.network
-        longest = state.bounds.longest_row
+        network, bounds = state.network, state.bounds
+        longest = bounds.longest_source if source else bounds.longest_row
         numbers = network.constant(np.arange(longest, dtype=np.int32), DType.I32)
-        length = network.add("slice", state.step_shape(), (1,), (1,), (1,))
+        length = network.add("slice", state.step_shape(source=source), (1,), (1,), (1,))
         layer = network.layer("slice", numbers, (0,), (1,), (1,))
         network.set_input(layer, 2, length)
         return network.output(layer)
 
-    return state.once("places", make)
+    return state.once(("places", source), make)
 
 
-def _not_padding(state: Lowering) -> Tensor:
+def _not_padding(state: Lowering, source: bool) -> Tensor:
     """bool [S, 1, 1, L]."""
 
     def make() -> Tensor:
-        at = state.view(places(state), (1, 1, 1, -1))
-        return state.elementwise("LESS", at, state.view(row_lengths(state), (-1, 1, 1, 1)))
+        at = state.view(places(state, source), (1, 1, 1, -1))
+        lengths = state.view(row_lengths(state, source=source), (-1, 1, 1, 1))
+        return state.elementwise("LESS", at, lengths)
 
-    return state.once("not padding", make)
+    return state.once(("not padding", source), make)
 
 
-def _distances(state: Lowering, rank: int) -> Tensor:
+def _distances(state: Lowering, source: bool, rank: int) -> Tensor:
     """i32 [..., L, L]: the key's place less the query's."""
 
     def make() -> Tensor:
-        at, ones = places(state), (1,) * (rank - 2)
+        at, ones = places(state, source), (1,) * (rank - 2)
         return state.elementwise(
             "SUB", state.view(at, (*ones, 1, -1)), state.view(at, (*ones, -1, 1))
         )
 
-    return state.once(("distances in a row", rank), make)
+    return state.once(("distances in a row", source, rank), make)
 
 
-def _near(state: Lowering, window: int) -> Tensor:
+def _near(state: Lowering, window: int, source: bool) -> Tensor:
     """bool [1, 1, L, L]: whether a key is at most so many places before a query, or behind it."""
 
     def make() -> Tensor:
         beyond = state.network.scalar(window + 1, DType.I32, 4)
-        return state.elementwise("LESS", state.unary("ABS", _distances(state, 4)), beyond)
+        return state.elementwise("LESS", state.unary("ABS", _distances(state, source, 4)), beyond)
 
-    return state.once(("near", window), make)
+    return state.once(("near", window, source), make)
 
 
-def _biases(state: Lowering, op: F.BidirectionalAttention, node: Node, table: Tensor) -> Tensor:
+def _biases(
+    state: Lowering, op: F.BidirectionalAttention, node: Node, table: Tensor, source: bool
+) -> Tensor:
     """f32 [1, heads, L, L]: of the table [buckets, heads], what each distance's bucket has."""
 
     def make() -> Tensor:
-        network, most = state.network, state.bounds.longest_row - 1
+        network, bounds = state.network, state.bounds
+        most = (bounds.longest_source if source else bounds.longest_row) - 1
         assert op.buckets is not None
         by_bucket = state.view(
             state.widened(table), (1, node.inputs[0].type.size(1), op.buckets), before=(1, 0)
@@ -133,7 +146,7 @@ def _biases(state: Lowering, op: F.BidirectionalAttention, node: Node, table: Te
         buckets = op.bucket_of(np.arange(-most, most + 1)).astype(np.int32)
         by_distance = network.add("gather", by_bucket, network.constant(buckets, DType.I32), 2)
         from_least = network.scalar(most, DType.I32, 2)
-        from_least = state.elementwise("SUM", _distances(state, 2), from_least)
+        from_least = state.elementwise("SUM", _distances(state, source, 2), from_least)
         return network.add("gather", by_distance, from_least, 2)
 
-    return state.once(("biases", op.buckets, op.max_distance, id(table)), make)
+    return state.once(("biases", op.max_distance, id(table), source), make)

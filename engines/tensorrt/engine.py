@@ -28,7 +28,14 @@ from paddock.engines.tensorrt.session import TensorRTSession
 from paddock.engines.tensorrt.subprocess_build import Progress, Request, compile_in_subprocess
 from paddock.engines.tensorrt.weights import EmbeddedWeights, ExternalWeights
 from paddock.graph import DType, Graph, GraphError
-from paddock.graph.ops import Attention, BidirectionalAttention, Dequantize, Input, SequenceMean
+from paddock.graph.ops import (
+    Attention,
+    BidirectionalAttention,
+    CrossAttention,
+    Dequantize,
+    Input,
+    SequenceMean,
+)
 from paddock.graph.passes.expand import expand
 
 NAME = "tensorrt"
@@ -179,7 +186,7 @@ def prepare(graph: Graph, options: Mapping[str, Any]) -> Request:
 def _check_heads(graph: Graph) -> None:
     """Of sizes that TensorRT for RTX 1.7 fails on within itself, for every target."""
     for node in graph.nodes:
-        if type(node.op) not in (Attention, BidirectionalAttention):
+        if type(node.op) not in (Attention, BidirectionalAttention, CrossAttention):
             continue
         query = node.inputs[0].type
         size = query.size(-1)
@@ -196,8 +203,10 @@ def bounds_of(graph: Graph, options: Mapping[str, Any]) -> Bounds:
     """What the options say; an encoder's rows are whole sequences, however long."""
     bounds = Bounds.of(options)
     ops = {type(node.op) for node in graph.nodes}
-    if ops & {BidirectionalAttention, SequenceMean} and bounds.longest_row < bounds.max_context:
-        return replace(bounds, max_step_tokens=bounds.max_context)
+    if CrossAttention not in ops:
+        bounds = replace(bounds, max_source=None)
+        if ops & {BidirectionalAttention, SequenceMean} and bounds.longest_row < bounds.max_context:
+            bounds = replace(bounds, max_step_tokens=bounds.max_context)
     return bounds
 
 

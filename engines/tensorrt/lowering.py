@@ -18,13 +18,14 @@ import numpy as np
 
 from paddock.engines.protocol import BuildError
 from paddock.engines.tensorrt.attention import attention
-from paddock.engines.tensorrt.bounds import FLAT, ROWS, SEQUENCES, TOKENS, Bounds
+from paddock.engines.tensorrt.bounds import FLAT, ROWS, SEQUENCES, SOURCES, TOKENS, Bounds
 from paddock.engines.tensorrt.collectives import (
     all_gather,
     all_reduce,
     broadcast,
     reduce_scatter,
 )
+from paddock.engines.tensorrt.cross_attention import cross_attention
 from paddock.engines.tensorrt.encoders import bidirectional_attention, sequence_mean
 from paddock.engines.tensorrt.experts import grouped_linear, route, weighted_sum
 from paddock.engines.tensorrt.network import CheckedNetwork, Tensor
@@ -93,9 +94,17 @@ class Lowering:
         """i64 [S, L], whose shape says what S and L are."""
         return self.feed("positions", "step", DType.I64, SEQUENCES, TOKENS)
 
-    def step_shape(self) -> Tensor:
-        """i64 [2]: S and L."""
-        return self.once("step shape", lambda: self.network.add("shape", self.positions()))
+    def step_shape(self, *, source: bool = False) -> Tensor:
+        """i64 [2]: S and L; or S and E, of the sources that a call brings."""
+        if not source:
+            return self.once("step shape", lambda: self.network.add("shape", self.positions()))
+
+        def make() -> Tensor:
+            rows = next(self.fed[n] for n in ("source_ids", "source_features") if n in self.fed)
+            shape = self.network.add("shape", rows)
+            return shape if len(rows.shape) == 2 else self.last_axis(shape, 0, 2)
+
+        return self.once("source shape", make)
 
     def give(self, tensor: Tensor, name: str) -> None:
         """Mark a network output."""
@@ -220,6 +229,10 @@ def _input(state: Lowering, node: Node, inputs: list[Any]) -> Any:
     if op.key in ("token_ids", "positions", "token_types"):
         rows = state.feed(op.key, "step", op.dtype, SEQUENCES, TOKENS)
         return state.once(("flat", op.key), lambda: state.view(rows, (-1,)))
+    if op.key in ("source_ids", "source_features", "source_positions"):
+        tail = fixed(op.shape[1:])
+        rows = state.feed(op.key, "step", op.dtype, SEQUENCES, SOURCES, *tail)
+        return state.once(("flat", op.key), lambda: state.view(rows, (-1, *tail)))
     if op.key in PACKED_STEP:
         return None  # of a packed step: attention has `write_indices` and lengths in their place
     raise BuildError(f"{node.where}: a padded step has no array {op.key!r}")
@@ -231,6 +244,10 @@ PACKED_STEP = (
     "block_table",
     "block_starts",
     "sequence_slots",
+    "source_starts",
+    "source_lengths",
+    "source_table",
+    "source_table_starts",
 )
 
 
@@ -396,7 +413,7 @@ def _weighted(state: Lowering, node: Node, y: Tensor, operands: list[Any]) -> Te
 
 
 def _rotary_angles(state: Lowering, node: Node, inputs: list[Any]) -> Any:
-    # A table of as many columns as there are pairs: the layer that turns them wants them once.
+    # For the layer that turns pairs, a table of as many columns as there are; else the graph's own.
     op = node.op
     assert isinstance(op, F.RotaryAngles)
     frequencies = np.asarray(op.frequencies, np.float32)[None]
@@ -408,9 +425,14 @@ def _rotary_angles(state: Lowering, node: Node, inputs: list[Any]) -> Any:
         if op.factor != 1.0:
             factor = state.network.scalar(op.factor, DType.F32, 2)
             table = state.elementwise("PROD", table, factor)
-        readers = state.readers.get(tensor, [])
-        if not all(isinstance(reader, F.Rotary) for reader in readers):
-            raise BuildError(f"{node.where}: only rotary reads tables of angles on tensorrt")
+        turning = {isinstance(reader, F.Rotary) for reader in state.readers.get(tensor, [])}
+        if len(turning) > 1:
+            raise BuildError(
+                f"{node.where}: tables of angles are read by rotary and by other ops; on tensorrt"
+                " make two of them"
+            )
+        if False in turning:
+            table = state.joined([table, table], 1)
         tables.append(table)
     return tables
 
@@ -483,6 +505,7 @@ TABLE: dict[type[Op], Callable[[Lowering, Node, list[Any]], Any]] = {
     F.Cast: _cast,
     F.Clamp: _clamp,
     F.Concat: _concat,
+    F.CrossAttention: cross_attention,
     F.Dequantize: _dequantize,
     F.Fill: _fill,
     F.Gather: _gather,
@@ -495,6 +518,7 @@ TABLE: dict[type[Op], Callable[[Lowering, Node, list[Any]], Any]] = {
     F.RMSNorm: _rms_norm,
     F.Receive: _receive,
     F.ReduceScatter: reduce_scatter,
+    F.RelativeAttention: attention,
     F.Reshape: _reshape,
     F.Rotary: _rotary,
     F.Route: route,

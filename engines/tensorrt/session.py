@@ -52,6 +52,7 @@ class TensorRTSession:
             plan.bounds.capacity,
             plan.bounds.max_sequences,
             plan.bounds.max_step_tokens,
+            source_capacity=plan.bounds.source_capacity,
             has_slots=bool(self._caches_in),
         )
         self._caches: dict[str, Buffer] = {}

@@ -12,8 +12,8 @@ from paddock.engines.cuda.session import CUDASession
 from paddock.graph import DType
 from paddock.layers import trace
 from paddock.models import registry
+from tests.models import encoder_decoder_steps as of_two
 from tests.models import encoder_steps as of_whole
-from tests.models import test_encoder_decoders as of_two
 from tests.models.bound_checkpoint import BoundCheckpoint
 from tests.models.decoder_draws import LENGTHS
 from tests.models.encoder_cases import EncoderCase

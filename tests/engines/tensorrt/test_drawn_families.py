@@ -152,13 +152,11 @@ def without_sinks(patch: Patch) -> None:
 
 
 def values_as_keys(patch: Patch) -> None:
-    own = attention._updated
+    own = attention.updated
     patch.setattr(
         attention,
-        "_updated",
-        lambda state, source, cache, rows: state.elementwise(
-            "PROD", y := own(state, source, cache, rows), y
-        ),
+        "updated",
+        lambda state, *cache: state.elementwise("PROD", y := own(state, *cache), y),
     )
 
 
