@@ -15,7 +15,13 @@ from paddock.layers.norm import HeadwiseLayerNorm, JointRMSNorm, LayerNorm, RMSN
 from paddock.layers.pipeline import Pipeline
 from paddock.layers.post_norm import PostNormBlock
 from paddock.layers.quantize import quantize
-from paddock.layers.recurrent import CausalConv, GatedRMSNorm, Mamba2Mixer, MambaMixer
+from paddock.layers.recurrent import (
+    CausalConv,
+    GatedRecurrentBlock,
+    GatedRMSNorm,
+    Mamba2Mixer,
+    MambaMixer,
+)
 from paddock.layers.rotary import Rotary, RotaryScaling
 from paddock.layers.sinusoids import Sinusoids
 from paddock.layers.stack import Stack
@@ -35,6 +41,7 @@ __all__ = [
     "GatedDeltaNet",
     "GatedMLP",
     "GatedRMSNorm",
+    "GatedRecurrentBlock",
     "GroupedLinear",
     "HeadwiseLayerNorm",
     "JointRMSNorm",

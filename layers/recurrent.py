@@ -200,6 +200,70 @@ class Mamba2Mixer(Module):
         return dt
 
 
+class BlockGate(Module):
+    """sigmoid(x W + b) with a matrix for each block of channels; ranks hold whole blocks."""
+
+    def __init__(self, channels: int, blocks: int) -> None:
+        size, by_block = channels // blocks, Shard(0, Parts({"blocks": blocks}))
+        self.weight = Parameter((blocks, size, size), by_block)
+        self.bias = Parameter((blocks, size), by_block)
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [tokens, this rank's channels] -> the same, in f32 at least."""
+        channels = x.type.size(1)
+        blocks = F.reshape(x, channels // self.size, self.size)
+        y = F.head_linear(blocks, self.weight.tensor, slice(0, self.size)) + self.bias.tensor
+        return F.activation(exact(F.reshape(y, channels)), "sigmoid")
+
+
+class RealGatedUnit(Module):
+    """RG-LRU: channels that forget by a gate, fed through a gate.
+
+    De et al. 2024, arxiv.org/abs/2402.19427, section 2.4. A channel's rate is -8 softplus of
+    `recurrent_param`.
+    """
+
+    def __init__(self, channels: int, blocks: int) -> None:
+        by_block = Shard(0, Parts({"channels": channels}, channels // blocks))
+        self.input_gate = BlockGate(channels, blocks)
+        self.recurrent_gate = BlockGate(channels, blocks)
+        self.recurrent_param = Parameter((channels,), by_block, dtype=DType.F32)
+        self.state = State((channels, 1, 1), by_block, exact=True)
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        """x: [tokens, this rank's channels] -> the same."""
+        y = F.real_gated_recurrence(
+            exact(x) * self.input_gate(x),
+            gate=self.recurrent_gate(x),
+            rates=F.activation(exact(self.recurrent_param.tensor), "softplus") * -8.0,
+            state=self.state.tensor,
+            step=step.states,
+        )
+        return F.cast(y, x.dtype)
+
+
+class GatedRecurrentBlock(Module):
+    """Griffin's recurrent block: a short convolution and an RG-LRU, times act(linear_y(x))."""
+
+    def __init__(
+        self, hidden: int, *, channels: int, blocks: int, width: int, activation: str
+    ) -> None:
+        unit = channels // blocks
+        self.linear_y = ColumnLinear(hidden, {"y": channels}, unit=unit, bias=True)
+        self.linear_x = ColumnLinear(hidden, {"x": channels}, unit=unit, bias=True)
+        self.conv_1d = CausalConv(Parts({"channels": channels}, unit), width, bias=True)
+        self.rg_lru = RealGatedUnit(channels, blocks)
+        self.linear_out = RowLinear(channels, hidden, unit=unit, bias=True)
+        self.activation = activation
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        """x: [tokens, hidden] -> [tokens, hidden]."""
+        (gate,), (x,) = self.linear_y(x), self.linear_x(x)
+        y = self.rg_lru(self.conv_1d(x, step), step)
+        return self.linear_out(y * activate(gate, self.activation))
+
+
 LARGEST = 3.0e38  # no bound: f32 holds little more
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import (
@@ -124,6 +124,7 @@ Heads = Annotated[int, Field(gt=0, le=2**14)]
 Size = Annotated[int, Field(gt=0, le=2**22)]
 Context = Annotated[int, Field(gt=0, le=2**31)]
 Eps = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
 
 
 def _known_activation(name: str) -> str:
@@ -274,6 +275,11 @@ class LabelledConfig(ModelConfig):
         if self.id2label is not None:
             return tuple(self.id2label[str(i)] for i in range(len(self.id2label)))
         return tuple(f"LABEL_{i}" for i in range(self.num_labels or 2))
+
+
+def nested(config: type[ModelConfig]) -> Callable[[Any], Any]:
+    """For a field that is an object in config.json: its contents read as strictly."""
+    return lambda given: config.read(given) if isinstance(given, Mapping) else given
 
 
 def _takes_null(field: FieldInfo) -> bool:

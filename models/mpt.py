@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, model_validator
 
 from paddock.graph import Module, Tensor
 from paddock.layers import MLP, Attention, Embedding, LayerNorm, Pipeline, Step, VocabHead
-from paddock.models.config import Context, Eps, Heads, Layers, ModelConfig, Size, check_heads
+from paddock.models.config import (
+    Context,
+    Eps,
+    Heads,
+    Layers,
+    ModelConfig,
+    Positive,
+    Size,
+    check_heads,
+    nested,
+)
 
 # norm_type "low_precision_layernorm" is how it was trained, in the checkpoint's own type.
 Norm = Literal["low_precision_layernorm", "layernorm"]
-Positive = Annotated[float, Field(gt=0)]
 
 
 class MptAttentionConfig(ModelConfig):
@@ -30,10 +38,6 @@ class MptAttentionConfig(ModelConfig):
     )
 
 
-def _nested(given: Any) -> Any:
-    return MptAttentionConfig.read(given) if isinstance(given, Mapping) else given
-
-
 class MptConfig(ModelConfig):
     vocab_size: Size = 50_368
     hidden_size: Size = 2048
@@ -42,7 +46,9 @@ class MptConfig(ModelConfig):
     expansion_ratio: Size = 4
     max_position_embeddings: Context = 2048
     layer_norm_epsilon: Eps = 1e-5
-    attn_config: Annotated[MptAttentionConfig, BeforeValidator(_nested)] = MptAttentionConfig()
+    attn_config: Annotated[MptAttentionConfig, BeforeValidator(nested(MptAttentionConfig))] = (
+        MptAttentionConfig()
+    )
     no_bias: Literal[True] = True
     norm_type: Norm = "low_precision_layernorm"
     embedding_fraction: Literal[1] = 1

@@ -85,6 +85,8 @@ def locate(
         if tensor not in tensors:
             raise MissingTensor(tensor)
         source: Source = Stored(tensors[tensor])
+        if any(isinstance(r, Fold) and has_words(name, r.slot) for r in rules):
+            source = Folded(_in_runs(source, slot.shape[0]), slot.shape[0])
         if any(isinstance(r, Transpose) and has_words(name, r.slot) for r in rules):
             if len(source.shape) not in (2, 3):
                 raise MisshapenTensor(tensor, f"expected two axes, found {list(source.shape)}")
@@ -93,13 +95,6 @@ def locate(
 
     source = _laid_out(name, slot, part, _layout(name, rules), stored)
     for rule in rules:
-        if isinstance(rule, Fold) and has_words(name, rule.slot):
-            if not source.shape or source.shape[0] % slot.shape[0]:
-                raise MisshapenTensor(
-                    _first_tensor(source),
-                    f"expected a multiple of {slot.shape[0]} rows, found {list(source.shape)}",
-                )
-            source = Folded(source, slot.shape[0])
         if isinstance(rule, MinusExp) and has_words(name, rule.slot):
             source = NegativeExponential(source)
         if isinstance(rule, Add) and has_words(name, rule.slot):
@@ -122,10 +117,13 @@ def _laid_out(
                 every = (_words(name, slot, part, rule),)
 
             def of(expert: int) -> Source:
-                pieces = [
-                    stored(replace_words(name, into, words.replace("{e}", str(expert))))
-                    for words in every
-                ]
+                pieces: list[Source] = []
+                for words in every:
+                    source = stored(replace_words(name, into, words.replace("{e}", str(expert))))
+                    if "{e}" not in words:
+                        rows = _in_runs(source, slot.shape[0]).shape[0] // slot.shape[0]
+                        source = Rows(source, expert * rows, (expert + 1) * rows)
+                    pieces.append(source)
                 return pieces[0] if len(pieces) == 1 else Joined(tuple(pieces))
 
             return _stacked(tuple(of(expert) for expert in range(slot.shape[0])))
@@ -147,6 +145,16 @@ def _laid_out(
             f"expected {total} rows (of {', '.join(order)}), found {list(fused.shape)}",
         )
     return Rows(fused, before, before + slot.parts[part])
+
+
+def _in_runs(source: Source, count: int) -> Source:
+    """The source, whose rows must be `count` equal runs."""
+    if not source.shape or source.shape[0] % count:
+        raise MisshapenTensor(
+            _first_tensor(source),
+            f"expected a multiple of {count} rows, found {list(source.shape)}",
+        )
+    return source
 
 
 def _microscaled(blocks: TensorInfo, scales: TensorInfo) -> Source:

@@ -53,6 +53,7 @@ class Stack:
 
     `Stack("experts.gate_up_proj", {"gate": "experts.{e}.w1", "up": "experts.{e}.w3"})`
 
+    Words without `{e}` name one tensor that has the rows of all experts, one expert after another.
     A slot whose parts are the experts has, of each expert, the rows of all these one after another.
     """
 
@@ -118,7 +119,10 @@ class Mxfp4:
 
 @dataclass(frozen=True)
 class Fold:
-    """Slots with these words [n, rows, ...] are stored with two axes as one: [n x rows, ...]."""
+    """Slots with these words [n, rows, ...] are stored with two axes as one: [n x rows, ...].
+
+    With `Transpose` beside it, each of the n is turned.
+    """
 
     slot: str
 

@@ -214,6 +214,13 @@ def _selective_scan(state: Lowering, node: Node, inputs: list[Any]) -> Any:
     return opset.add(opset.unsqueeze(summed, _i64(2)), skipped)
 
 
+def _real_gated_recurrence(state: Lowering, node: Node, inputs: list[Any]) -> Any:
+    x, gate, rates, _, *step = inputs
+    slots = _slots(state, node.inputs[3])
+    rows = _rows(state, node.inputs[4:7], step)
+    return recurrent.real_gated_recurrence(x, gate, rates, slots, rows)
+
+
 def _gated_delta_rule(state: Lowering, node: Node, inputs: list[Any]) -> Any:
     q, k, v, gate, beta, _, *step = inputs
     slots = _slots(state, node.inputs[5])
@@ -491,6 +498,7 @@ TABLE: dict[type[Op], Callable[[Lowering, Node, list[Any]], Any]] = {
     F.Mul: _binary(opset.multiply),
     F.RMSNorm: _rms_norm,
     F.RelativeAttention: _attention,
+    F.RealGatedRecurrence: _real_gated_recurrence,
     F.Reshape: _reshape,
     F.Rotary: _rotary,
     F.Route: _route,

@@ -20,6 +20,7 @@ from openvino import opset16 as opset
 
 from paddock.engines.protocol import BuildError
 
+_LEAST_GATE = 1e-20  # what a division by the gate can bear; the channel forgets nothing by then
 _NEVER = 2**31 - 1  # tokens between two states that are kept: only the last is
 
 
@@ -64,6 +65,31 @@ def selective_scan(x: Any, dt: Any, a: Any, b: Any, c: Any, state: Any, step: Ro
     """x [tokens, heads, size], dt [tokens, heads], a [heads], b and c [tokens, groups, n], state
     [slots, heads, size, n]."""
     return _kernel("PagedSelectiveSSM", [a, dt, b, x, c, state], step)
+
+
+def real_gated_recurrence(x: Any, gate: Any, rates: Any, state: Any, step: Rows) -> Any:
+    """x and gate [tokens, channels], rates [channels], state [slots, channels, 1, 1].
+
+    The scan of Mamba with a head for each channel. That one multiplies its input by the gate too,
+    so the input is divided by it first.
+    """
+    gate = opset.maximum(gate, opset.constant(np.float32(_LEAST_GATE)))
+    one, none = opset.constant(np.float32(1)), opset.constant(np.float32(0))
+    # 1 - exp(2 z) = 2 t / (t - 1) with t = tanh(z), which keeps its digits where z is small.
+    t = opset.tanh(opset.multiply(gate, rates))
+    share = opset.sqrt(opset.divide(opset.add(t, t), opset.subtract(t, one)))
+    # 1 at the first token of a sequence without a past, whose input counts whole.
+    tokens = opset.gather(opset.shape_of(x), _i64([0]), _i64(0))
+    begins = opset.convert(opset.equal(step.past, _i32(0)), "f32")
+    starts = opset.slice(step.starts, _i64([0]), _i64([-1]), _i64([1]))
+    first = opset.scatter_elements_update(
+        opset.broadcast(none, tokens), starts, begins, _i64(0), "max"
+    )
+    share = opset.maximum(share, opset.unsqueeze(first, _i64([1])))
+    scaled = opset.unsqueeze(opset.divide(opset.multiply(share, x), gate), _i64([2]))
+    ones = opset.broadcast(one, opset.concat([tokens, _i64([1, 1])], 0))
+    y = selective_scan(scaled, gate, rates, ones, ones, state, step)
+    return opset.squeeze(y, _i64([2]))
 
 
 def gated_delta_rule(q: Any, k: Any, v: Any, gate: Any, beta: Any, state: Any, step: Rows) -> Any:

@@ -48,9 +48,11 @@ from paddock.graph.ops.norm import LayerNorm, RMSNorm, layer_norm, rms_norm
 from paddock.graph.ops.recurrent import (
     CausalConv,
     GatedDeltaRule,
+    RealGatedRecurrence,
     SelectiveScan,
     causal_conv,
     gated_delta_rule,
+    real_gated_recurrence,
     selective_scan,
 )
 from paddock.graph.ops.rotary import Rotary, RotaryAngles, rotary, rotary_angles
@@ -111,6 +113,7 @@ __all__ = [
     "Linear",
     "Mul",
     "RMSNorm",
+    "RealGatedRecurrence",
     "Receive",
     "ReduceScatter",
     "RelativeAttention",
@@ -151,6 +154,7 @@ __all__ = [
     "linear",
     "mul",
     "parameter",
+    "real_gated_recurrence",
     "receive",
     "reduce_scatter",
     "reshape",

@@ -106,9 +106,9 @@ class Activation(Op):
 
 
 def _sigmoid(x: Array) -> Array:
-    # tanh does not overflow where exp(-x) does.
-    half = x.dtype.type(0.5)
-    return half * (np.tanh(half * x) + x.dtype.type(1))
+    # With exp(-|x|) nothing overflows, and what is near 0 keeps its digits.
+    one, e = x.dtype.type(1), np.exp(-np.abs(x))
+    return np.where(x < 0, e, one) / (one + e)
 
 
 def _erf(x: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Ops that carry a state along each sequence: convolution, selective scan, gated delta rule.
+"""Ops that carry a state along each sequence: convolution, scans, gated delta rule.
 
 Tokens of several sequences lie packed behind one another. Each sequence's state is a row of
 `state`, named by `sequence_slots`; it is read where the sequence has tokens before the step, taken
@@ -209,6 +209,64 @@ class GatedDeltaRule(Op):
         return y.astype(v.dtype)
 
 
+@dataclass(frozen=True)
+class RealGatedRecurrence(Op):
+    """Channels that forget by a gate of each token's, as the RG-LRU has them:
+
+    h_t = a_t h_(t-1) + sqrt(1 - a_t^2) x_t with a_t = exp(gate_t rate). Of a sequence that has no
+    past the first x counts whole. x and gate [tokens, channels], gate from 0 to 1; rates
+    [channels], below 0; state [slots, channels, 1, 1]. De et al. 2024, arxiv.org/abs/2402.19427,
+    section 2.4.
+    """
+
+    has_effects: ClassVar[bool] = True  # it writes into the state
+
+    def infer(
+        self,
+        x: TensorType,
+        gate: TensorType,
+        rates: TensorType,
+        state: TensorType,
+        sequence_starts: TensorType,
+        past_lengths: TensorType,
+        sequence_slots: TensorType,
+    ) -> TensorType:
+        if x.rank != 2 or gate != x or rates != x.with_shape(x.shape[1]):
+            raise GraphError(
+                f"expected x and gate [tokens, channels], rates [channels]: {x}, {gate}, {rates}"
+            )
+        if not x.dtype.is_float:
+            raise GraphError(f"expected floats: {x}")
+        _check_state(state, (x.shape[1], 1, 1))
+        _check_step(sequence_starts, past_lengths, sequence_slots)
+        return x
+
+    def compute(
+        self,
+        x: Array,
+        gate: Array,
+        rates: Array,
+        state: Array,
+        sequence_starts: Array,
+        past_lengths: Array,
+        sequence_slots: Array,
+    ) -> Array:
+        exponents = widen(gate) * widen(rates)
+        kept_shares = np.exp(exponents)
+        added = np.sqrt(-np.expm1(2 * exponents)) * widen(x)
+        for past, start in zip(past_lengths, sequence_starts, strict=False):
+            if not past and start < len(x):
+                added[start] = widen(x)[start]
+        y = np.empty_like(added)
+        for tokens, slot, kept in _sequences(state, sequence_starts, past_lengths, sequence_slots):
+            h = widen(kept)[:, 0, 0].astype(added.dtype)
+            for t in range(tokens.start, tokens.stop):
+                h = kept_shares[t] * h + added[t]
+                y[t] = h
+            state[slot] = h[:, None, None]
+        return y.astype(x.dtype)
+
+
 def causal_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, step: tuple[Tensor, ...]
 ) -> Tensor:
@@ -249,6 +307,14 @@ def gated_delta_rule(
     """q and k: [tokens, key heads, key size], v: [tokens, heads, value size]
     -> [tokens, heads, value size]."""
     y: Tensor = GatedDeltaRule()(q, k, v, gate, beta, state, *step)
+    return y
+
+
+def real_gated_recurrence(
+    x: Tensor, *, gate: Tensor, rates: Tensor, state: Tensor, step: tuple[Tensor, ...]
+) -> Tensor:
+    """x and gate: [tokens, channels], rates: [channels] -> [tokens, channels]."""
+    y: Tensor = RealGatedRecurrence()(x, gate, rates, state, *step)
     return y
 
 

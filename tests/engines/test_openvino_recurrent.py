@@ -82,6 +82,17 @@ def delta(x: Tensor, w: Weights, step: tuple[Tensor, ...]) -> Tensor:
     return F.reshape(y, 24)
 
 
+def gated(x: Tensor, w: Weights, step: tuple[Tensor, ...], closes: bool) -> Tensor:
+    gate = F.linear(x, w("g", CHANNELS, CHANNELS))
+    return F.real_gated_recurrence(
+        x,
+        gate=F.clamp(gate, 0, 1) if closes else F.activation(gate, "sigmoid"),
+        rates=F.activation(w("a", CHANNELS, spread=2), "softplus") * -8.0,
+        state=state("s", CHANNELS, 1, 1),
+        step=step,
+    )
+
+
 CASES: dict[str, Build] = {
     "causal conv": conv,
     "causal conv without a bias": conv_without_bias,
@@ -89,6 +100,8 @@ CASES: dict[str, Build] = {
     "selective scan in groups": lambda x, w, step: scanned(x, w, step, 2, False),
     "selective scan of rates": lambda x, w, step: scanned(x, w, step, 1, True),
     "gated delta rule": delta,
+    "real gated recurrence": lambda x, w, step: gated(x, w, step, False),
+    "real gated recurrence of gates that close": lambda x, w, step: gated(x, w, step, True),
 }
 
 

@@ -20,7 +20,7 @@ MEASURED = Path(__file__).with_name("encoder_errors.json")
 ASKED = {"generate": "text", "embed": "vectors", "classify": "labels"}
 NOT_THERE = (
     "vision-language models (LLaVA, Qwen2-VL, Gemma 3 with images, SmolVLM)",
-    "DBRX, RecurrentGemma, DeBERTa, GTE and Jina BERT",
+    "DeBERTa, GTE and Jina BERT",
 )
 HEAD = [
     "What `architectures` in config.json may say. Written from the registry by",

@@ -137,6 +137,11 @@ ACCEPTED: list[tuple[Op, tuple[str, ...], str]] = [
         (*DELTA, "f32[slots, 4, 6, 8]", *STATE_STEP),
         "f32[tokens, 4, 6]",
     ),
+    (
+        F.RealGatedRecurrence(),
+        (*("f32[tokens, 8]",) * 2, "f32[8]", "f32[slots, 8, 1, 1]", *STATE_STEP),
+        "f32[tokens, 8]",
+    ),
     (F.WeightedSum(), ("bf16[tokens, 2, 6]", "f32[tokens, 2]"), "bf16[tokens, 6]"),
     (F.Dequantize(F32), ("i8[4, 6, 8]", "f16[4, 6, 2]"), "f32[4, 6, 8]"),
     (F.AllReduce(), ("f32[tokens, 8]",), "f32[tokens, 8]"),
@@ -227,6 +232,16 @@ REFUSED: list[tuple[Op, tuple[str, ...], str]] = [
         F.CausalConv(),
         ("f32[tokens, 8]", "f32[8, 1, 4]", "f32[slots, 8, 4]", *STATE_STEP[:2], "i32[rows]"),
         "of different sequences",
+    ),
+    (
+        F.RealGatedRecurrence(),
+        ("f32[tokens, 8]", "f32[tokens, 4]", "f32[8]", "f32[slots, 8, 1, 1]", *STATE_STEP),
+        "expected x and gate [tokens, channels]",
+    ),
+    (
+        F.RealGatedRecurrence(),
+        (*("f32[tokens, 8]",) * 2, "f32[8]", "f32[slots, 8]", *STATE_STEP),
+        "does not hold [8, 1, 1] a sequence",
     ),
     (
         F.SelectiveScan(),

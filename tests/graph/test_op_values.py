@@ -278,6 +278,7 @@ def test_every_op_that_computes_is_tried_here() -> None:
     elsewhere += (F.CrossAttention, F.RelativeAttention)
     elsewhere += (F.SequenceMean, F.Route, F.GroupedLinear, F.WeightedSum)
     elsewhere += (F.HeadLinear, F.CausalConv, F.SelectiveScan, F.GatedDeltaRule)
+    elsewhere += (F.RealGatedRecurrence,)
     tried = {
         *(F.Add, F.Mul, F.Scale, F.Cast, F.Activation, F.Linear, F.RMSNorm, F.LayerNorm),
         *(F.Clamp, F.Fill),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -112,6 +113,17 @@ def test_causal_conv(seed: int, plan: list[list[int]], width: int, biased: bool)
         np.testing.assert_allclose(y, conv_alone(tokens, weight, bias), atol=1e-12)
 
 
+def gated_alone(tokens: Tokens, rates: Array) -> Array:
+    """Equations 3 to 6 of arxiv.org/abs/2402.19427, channel by channel."""
+    x, gate = tokens
+    y = np.zeros_like(x)
+    for c in range(x.shape[1]):
+        for t in range(len(x)):
+            a = math.exp(rates[c] * gate[t, c])
+            y[t, c] = x[t, c] if t == 0 else a * y[t - 1, c] + math.sqrt(1 - a * a) * x[t, c]
+    return y
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
@@ -173,7 +185,29 @@ def test_gated_delta_rule(seed: int, plan: list[list[int]], heads: tuple[int, in
         np.testing.assert_allclose(y, delta_alone(tokens), atol=1e-11)
 
 
-@pytest.mark.parametrize("op", [F.CausalConv(), F.SelectiveScan(), F.GatedDeltaRule()])
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), plan=plans)
+def test_real_gated_recurrence(seed: int, plan: list[list[int]]) -> None:
+    random = np.random.default_rng(seed)
+    rates = -random.uniform(0.1, 8, 5)
+    sequences: list[Tokens] = [
+        (random.standard_normal((n, 5)), random.uniform(0, 1, (n, 5))) for n in lengths(plan)
+    ]
+    op = F.RealGatedRecurrence()
+
+    def call(t: Tokens, state: Array, step: tuple[Array, ...]) -> Array:
+        (x, gate), (starts, past, slots) = t, step
+        return op.compute(x, gate, rates, state, starts, past, slots)
+
+    found = in_steps(op, sequences, plan, call, (5, 1, 1))
+    for tokens, y in zip(sequences, found, strict=True):
+        np.testing.assert_allclose(y, gated_alone(tokens, rates), atol=1e-11)
+
+
+STATEFUL = [F.CausalConv(), F.SelectiveScan(), F.GatedDeltaRule(), F.RealGatedRecurrence()]
+
+
+@pytest.mark.parametrize("op", STATEFUL)
 def test_they_write(op: Op) -> None:
     """So no pass may merge two of them, or compute one twice."""
     assert op.has_effects

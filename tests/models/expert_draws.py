@@ -210,4 +210,31 @@ def gpt_oss(draw: Draw) -> Config:
     )
 
 
+@family("DbrxForCausalLM", "dbrx")
+def dbrx(draw: Draw) -> Config:
+    heads, kv_heads = draw.heads()
+    rope = draw.rope()
+    return {
+        "vocab_size": 96,
+        "d_model": heads * draw.one_of(8, 12, 16),
+        "n_heads": heads,
+        "n_layers": 2,
+        "max_seq_len": 64,
+        # transformers turns by rope_parameters' theta alone, files say it here alone.
+        "attn_config": {
+            "clip_qkv": draw.one_of(0.7, 3, 8),
+            "kv_n_heads": kv_heads,
+            "rope_theta": rope["rope_theta"],
+        },
+        "ffn_config": {
+            "ffn_hidden_size": draw.inner(),
+            "moe_num_experts": draw.one_of(4, 6, 8),
+            "moe_top_k": draw.in_turn(2, 1, 3),
+            "moe_normalize_expert_weights": draw.in_turn(1.0, None, 1.0),
+            "ffn_act_fn": {"name": draw.in_turn("silu", "gelu", "silu")},
+        },
+        "rope_parameters": rope,
+    }
+
+
 EXPERTS = tuple(name for name in FAMILIES if name not in _OTHERS)  # those of this file

@@ -167,3 +167,26 @@ def qwen3_next(draw: Draw) -> Config:
         "norm_topk_prob": draw.coin(),
         "rope_parameters": draw.rope(partial_rotary_factor=0.5),
     }
+
+
+@family("RecurrentGemmaForCausalLM", "recurrent_gemma")
+def recurrent_gemma(draw: Draw) -> Config:
+    config = draw.llama()
+    heads = config["num_attention_heads"]
+    return config | {
+        "num_hidden_layers": 4,
+        "intermediate_size": 2 * draw.inner(),
+        "lru_width": draw.one_of(None, 8 * heads, 20 * heads),
+        "attention_window_size": draw.window(),
+        "conv1d_width": draw.one_of(2, 4),
+        "logits_soft_cap": draw.between(3, 30),
+        "block_types": draw.in_turn(
+            ["recurrent", "recurrent", "attention"], ["attention", "recurrent"]
+        ),
+        "attention_bias": draw.coin(),
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": draw.one_of(500.0, 10_000.0),
+            "partial_rotary_factor": draw.one_of(0.5, 1.0),
+        },
+    }

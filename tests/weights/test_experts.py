@@ -26,6 +26,31 @@ from tests.weights.test_bind import bound, infos, numbered, stored
 EXPERTS = Shard(0, Parts({"experts": 4}))
 
 
+def test_experts_one_after_another_in_a_tensor(tmp_path: Path) -> None:
+    """DBRX: two tensors make up the first product, the second lies turned."""
+    rules: list[Rule] = [
+        Stack("experts.gate_up", {"gate": "experts.w1", "up": "experts.v1"}),
+        Fold("experts.down"),
+        Transpose("experts.down"),
+    ]
+    slots = {
+        "experts.gate_up": Parameter((4, 6, 2), EXPERTS),
+        "experts.down": Parameter((4, 2, 3), EXPERTS),
+    }
+    w1, v1, down = (numbered(12, 2, start=100 * i) for i in range(3))
+    arrays = {"experts.w1": w1, "experts.v1": v1, "experts.down": down}
+    checkpoint = stored(tmp_path, arrays)
+    for mesh in Mesh(tp=2).ranks():
+        binding = bound(slots, checkpoint, rules, mesh)
+        for e in range(2):
+            rows = slice(3 * (2 * mesh.tp_rank + e), 3 * (2 * mesh.tp_rank + e + 1))
+            both = np.concatenate([w1[rows], v1[rows]])
+            np.testing.assert_array_equal(binding.load("experts.gate_up")[e], both)
+            np.testing.assert_array_equal(binding.load("experts.down")[e], down[rows].T)
+    with pytest.raises(WeightError, match=r"expected a multiple of 4 rows, found \[10, 2\]"):
+        prove(slots, infos({n: (10 if n.endswith("v1") else 12, 2) for n in arrays}), rules)
+
+
 def test_the_rows_of_an_expert_are_joined(tmp_path: Path) -> None:
     arrays = {
         f"experts.{e}.{n}.weight": numbered(3, 2, start=100 * e + 10 * i)
