@@ -35,6 +35,11 @@ class StepInputs:
     `source_ids[source_starts[s]:source_starts[s + 1]]` where it has no past tokens, and not there
     again in later steps: what the decoder attends to is kept in the source's own blocks,
     `source_table[source_table_starts[s]:source_table_starts[s + 1]]`.
+
+    Where a model sees, a step comes with the images that some of its tokens stand for, each whole:
+    image i has the patches `image_starts[i]:image_starts[i + 1]`, and token t stands for the row
+    `image_rows[t]` of what the model makes of all of them, or for itself where that is -1. With no
+    image there are two starts, both 0.
     """
 
     token_ids: Array  # i64 [T]
@@ -53,6 +58,10 @@ class StepInputs:
     source_lengths: Array | None = None  # i32 [S]
     source_table: Array | None = None  # i32 [C]
     source_table_starts: Array | None = None  # i32 [S + 1]
+    image_patches: Array | None = None  # f32 [P, size], often none
+    image_positions: Array | None = None  # i64 [P]
+    image_starts: Array | None = None  # i32 [I + 1]
+    image_rows: Array | None = None  # i64 [T]
 
 
 class Session(Protocol):

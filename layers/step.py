@@ -4,7 +4,17 @@ from dataclasses import dataclass, replace
 
 from paddock.graph import DType, Tensor
 from paddock.graph.ops import input_tensor
-from paddock.graph.tensor import ROWS, SEQUENCES, SOURCE_TABLE, SOURCE_TOKENS, STARTS, TABLE, TOKENS
+from paddock.graph.tensor import (
+    IMAGE_PATCHES,
+    IMAGE_STARTS,
+    ROWS,
+    SEQUENCES,
+    SOURCE_TABLE,
+    SOURCE_TOKENS,
+    STARTS,
+    TABLE,
+    TOKENS,
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,9 @@ class Step:
     source_lengths: Tensor  # i32 [sequences]
     source_table: Tensor  # i32 [source table]
     source_table_starts: Tensor  # i32 [sequences + 1]
+    image_positions: Tensor  # i64 [image patches]
+    image_starts: Tensor  # i32 [images + 1]
+    image_rows: Tensor  # i64 [tokens]
     max_context: int
 
     @property
@@ -46,6 +59,15 @@ class Step:
             positions=self.source_positions,
             sequence_starts=self.source_starts,
         )
+
+    @property
+    def images(self) -> "Step":
+        """The step as a vision tower's layers see it: sequences are images, tokens patches."""
+        return replace(self, positions=self.image_positions, sequence_starts=self.image_starts)
+
+    def patches(self, size: int) -> Tensor:
+        """The images' patches, f32 [image patches, size]."""
+        return input_tensor("image_patches", DType.F32, IMAGE_PATCHES, size)
 
     def features(self, size: int) -> Tensor:
         """What an encoder reads that hears: f32 [source tokens, size]."""
@@ -70,5 +92,8 @@ class Step:
             source_lengths=input_tensor("source_lengths", DType.I32, SEQUENCES),
             source_table=input_tensor("source_table", DType.I32, SOURCE_TABLE),
             source_table_starts=input_tensor("source_table_starts", DType.I32, STARTS),
+            image_positions=input_tensor("image_positions", DType.I64, IMAGE_PATCHES),
+            image_starts=input_tensor("image_starts", DType.I32, IMAGE_STARTS),
+            image_rows=input_tensor("image_rows", DType.I64, TOKENS),
             max_context=max_context,
         )

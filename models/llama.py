@@ -199,8 +199,10 @@ class LlamaModel(Module):
         self.layers = Pipeline(block(cfg, i) for i in range(cfg.num_hidden_layers))
         self.norm = cfg.norm()
 
-    def forward(self, step: Step) -> Tensor:
-        x = self.embed_tokens(step.token_ids)
+    def forward(self, step: Step, x: Tensor | None = None) -> Tensor:
+        """`x`: what stands in the place of the tokens' embeddings, [tokens, hidden]."""
+        if x is None:
+            x = self.embed_tokens(step.token_ids)
         x = self.layers(x, step)
         return self.norm(x)
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from paddock.graph import Module, nearest
 from paddock.models.config import ConfigError, ModelConfig, Reads, Task
+from paddock.models.images import ImageForm
 from paddock.models.pooled import Pooled
 
 # `architectures` entry -> module. Files are named by the checkpoint's model_type.
@@ -70,6 +71,7 @@ ARCHITECTURES: dict[str, str] = {
     "InternLM3ForCausalLM": "paddock.models.internlm3",
     "JambaForCausalLM": "paddock.models.jamba",
     "LlamaForCausalLM": "paddock.models.llama",
+    "LlavaForConditionalGeneration": "paddock.models.llava",
     "M2M100ForConditionalGeneration": "paddock.models.m2m_100",
     "MBartForConditionalGeneration": "paddock.models.mbart",
     "MPNetForMaskedLM": "paddock.models.mpnet",
@@ -166,6 +168,12 @@ class Architecture:
             return None
         bands = int(getattr(self.config, "num_mel_bins", 0))
         return self.config.longest_source or 0, 3 * (3 * bands + 1)
+
+    @property
+    def image_form(self) -> ImageForm | None:
+        """What images are to a model that sees."""
+        found: ImageForm | None = getattr(self.config, "image_form", None)
+        return found
 
     @property
     def task(self) -> Task:

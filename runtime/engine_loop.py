@@ -14,11 +14,13 @@ from typing import Protocol, Self, TypeVar
 
 from paddock.engines.protocol import Session, SessionLost
 from paddock.graph.dtype import Array
+from paddock.models.images import ImageForm
 from paddock.runtime.admission import Admission
 from paddock.runtime.ahead_stepper import AheadStepper
 from paddock.runtime.constraint import Grammars
 from paddock.runtime.errors import LoopClosed
 from paddock.runtime.handle import RequestHandle
+from paddock.runtime.images.prepared import ImagePrompt
 from paddock.runtime.intake import Intake, TextCodec
 from paddock.runtime.limits import Limits
 from paddock.runtime.outputs import Event
@@ -65,6 +67,7 @@ class EngineLoop:
         grammars: Grammars | None = None,
         answer_begins: Sequence[int] = (),
         heard: tuple[int, int] | None = None,
+        image_form: ImageForm | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Allocates the cache; what `session.allocate_cache` raises is raised here.
@@ -72,14 +75,15 @@ class EngineLoop:
         Without a tokenizer prompts are token ids, and there is no text; without `grammars` there
         are no structured outputs. `answer_begins`: the tokens with which every answer of an
         encoder-decoder begins; prompts are then what its encoder reads, or, with `heard`, features
-        of this shape (`paddock.runtime.log_mel`).
+        of this shape (`paddock.runtime.log_mel`). `image_form`: what images are to a model that
+        sees; a prompt may be an `ImagePrompt` then.
         """
         self.limits = limits
         self._session = session
         self._clock = clock
         hasher = PrefixHasher(session.block_size)
         self._intake = Intake(
-            session, limits, tokenizer, hasher, clock, grammars, answer_begins, heard
+            session, limits, tokenizer, hasher, clock, grammars, answer_begins, heard, image_form
         )
         self._admission = Admission(limits, clock)
         kind = Stepper
@@ -99,6 +103,7 @@ class EngineLoop:
             self._admission,
             eos_token_ids=self._intake.eos_token_ids,
             clock=clock,
+            patch_size=None if image_form is None else image_form.row_size,
         )
         self._rate = TokenRate()
         self._listeners: list[Listener] = []
@@ -134,7 +139,7 @@ class EngineLoop:
 
     def submit(
         self,
-        prompt: str | Sequence[int] | Array,
+        prompt: str | Sequence[int] | Array | ImagePrompt,
         params: SamplingParams | None = None,
         *,
         priority: int = 0,

@@ -10,9 +10,11 @@ import numpy as np
 
 from paddock.engines.protocol import Session
 from paddock.graph.dtype import Array
+from paddock.models.images import ImageForm
 from paddock.runtime.bad_words import bad_words_token_ids
 from paddock.runtime.constraint import Constraint, Grammars
 from paddock.runtime.errors import RequestError, RequestTooLarge
+from paddock.runtime.images.prepared import ImagePrompt, PlacedImage
 from paddock.runtime.limits import Limits
 from paddock.runtime.prefix_hash import PrefixHasher
 from paddock.runtime.request import Request, TokenIds
@@ -49,9 +51,10 @@ class Intake:
         grammars: Grammars | None = None,
         answer_begins: Sequence[int] = (),
         heard: tuple[int, int] | None = None,
+        image_form: ImageForm | None = None,
     ) -> None:
         """`answer_begins`: of an encoder-decoder, whose prompts are what the encoder reads;
-        `heard`: of one that hears, the shape of features."""
+        `heard`: of one that hears, the shape of features; `image_form`: of one that sees."""
         self._limits = limits
         self._tokenizer = tokenizer
         self._grammars = grammars
@@ -61,12 +64,13 @@ class Intake:
         self._block_size = session.block_size
         self._context = min(limits.max_context, limits.cache_blocks * session.block_size)
         self._answer_begins, self._heard = list(answer_begins), heard
+        self._image_form = image_form
         self._numbers = itertools.count()
         self.eos_token_ids = tokenizer.eos_token_ids if tokenizer else frozenset[int]()
 
     def request(
         self,
-        prompt: str | Sequence[int] | Array,
+        prompt: str | Sequence[int] | Array | ImagePrompt,
         params: SamplingParams,
         *,
         priority: int,
@@ -77,6 +81,9 @@ class Intake:
         """See `EngineLoop.submit`. Raises `RequestError` for what is wrong, naming it."""
         arrival = self._clock()
         number = next(self._numbers)
+        images: tuple[PlacedImage, ...] = ()
+        if isinstance(prompt, ImagePrompt):
+            images, prompt = tuple(prompt.images), prompt.token_ids
         features = self._features(prompt)
         if features is not None:
             prompt = [0] * len(features)
@@ -90,6 +97,7 @@ class Intake:
             source, prompt = self._checked(prompt), self._answer_begins
         max_tokens = self._max_tokens(len(prompt), params, 0 if source is None else len(source))
         token_ids = self._checked(prompt)
+        self._check_images(token_ids, images)
         if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
             raise RequestError(
                 f"priority: expected {-MAX_PRIORITY} (most urgent) to {MAX_PRIORITY}, "
@@ -109,11 +117,12 @@ class Intake:
             deadline=None if deadline_s is None else arrival + deadline_s,
             aging_s=self._limits.aging_s,
             root_digest=root,
-            block_digests=self._hasher.blocks(root, token_ids),
+            block_digests=self._hasher.blocks(root, token_ids, images),
             samplers=self._samplers(token_ids.tolist(), params),
             streams=self._streams(token_ids, params),
             source_token_ids=source,
             source_features=features,
+            images=images,
         )
 
     def _encode(self, prompt: str) -> list[int]:
@@ -138,6 +147,33 @@ class Intake:
                 f"outside the vocabulary of {self._vocab_size} tokens"
             )
         return token_ids.astype(np.int64, copy=False)
+
+    def _check_images(self, token_ids: TokenIds, images: Sequence[PlacedImage]) -> None:
+        """That all tokens that stand for images, and no others, have an image."""
+        form = self._image_form
+        if form is None:
+            if images:
+                raise RequestError("the prompt has images, and this model sees none")
+            return
+        placed = np.zeros(len(token_ids), bool)
+        end = 0
+        for image in images:
+            patches = image.image.patches
+            if image.start < end or image.stop > len(token_ids):
+                raise RequestError("the prompt's images are not in the order of their tokens")
+            if patches.shape[1:] != (form.row_size,) or not np.isfinite(patches).all():
+                raise RequestError(
+                    f"an image's patches {list(patches.shape)} are no finite rows of"
+                    f" {form.row_size} numbers, which this model reads"
+                )
+            end = image.stop
+            placed[image.start : end] = True
+        if (placed != (token_ids == form.token_id)).any():
+            raise RequestError(
+                f"the prompt has {int((token_ids == form.token_id).sum())} tokens that stand for"
+                f" images (token id {form.token_id}), its {len(images)} images have"
+                f" {int(placed.sum())} in such places; leave the model's image token out of text"
+            )
 
     def _features(self, prompt: str | Sequence[int] | Array) -> Array | None:
         """The prompt, where it is what a model hears. Raises `RequestError` where it is not."""

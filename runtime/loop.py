@@ -8,6 +8,7 @@ from typing import Protocol
 from paddock.graph.dtype import Array
 from paddock.runtime.engine_loop import Listener
 from paddock.runtime.handle import RequestHandle
+from paddock.runtime.images.prepared import ImagePrompt
 from paddock.runtime.limits import Limits
 from paddock.runtime.sampling_params import SamplingParams
 from paddock.runtime.stats import Stats
@@ -20,7 +21,7 @@ class Loop(Protocol):
 
     def submit(
         self,
-        prompt: str | Sequence[int] | Array,
+        prompt: str | Sequence[int] | Array | ImagePrompt,
         params: SamplingParams | None = None,
         *,
         priority: int = 0,

@@ -2,9 +2,12 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+
+from paddock.runtime.images.prepared import PlacedImage, content
 
 DIGEST_BYTES = 32
 
@@ -24,16 +27,26 @@ class PrefixHasher:
         """The parent of first blocks. Requests share blocks only where their salts are equal."""
         return hashlib.blake2b(salt, key=self._secret, digest_size=DIGEST_BYTES).digest()
 
-    def block(self, parent: bytes, token_ids: npt.NDArray[np.int64]) -> bytes:
-        """The digest of one block: `token_ids` [block_size] after the prefix `parent`."""
-        return hashlib.blake2b(parent + token_ids.tobytes(), digest_size=DIGEST_BYTES).digest()
+    def block(self, parent: bytes, token_ids: npt.NDArray[np.int64], beside: bytes = b"") -> bytes:
+        """The digest of one block: `token_ids` [block_size] after the prefix `parent`.
 
-    def blocks(self, root: bytes, token_ids: npt.NDArray[np.int64]) -> list[bytes]:
+        `beside`: what they stand for beside themselves (see `paddock.runtime.images.prepared`).
+        """
+        own = parent + token_ids.tobytes() + beside
+        return hashlib.blake2b(own, digest_size=DIGEST_BYTES).digest()
+
+    def blocks(
+        self,
+        root: bytes,
+        token_ids: npt.NDArray[np.int64],
+        images: Sequence[PlacedImage] = (),
+    ) -> list[bytes]:
         """The digests of all the full blocks of `token_ids` [T]; about 1 us a block."""
         size = self.block_size
         digests: list[bytes] = []
         parent = root
         for end in range(size, len(token_ids) + 1, size):
-            parent = self.block(parent, token_ids[end - size : end])
+            beside = content(images, end - size, end) if images else b""
+            parent = self.block(parent, token_ids[end - size : end], beside)
             digests.append(parent)
         return digests

@@ -15,6 +15,7 @@ from paddock.graph.dtype import Array
 from paddock.runtime.engine_loop import CLOSED, EngineLoop, Listener
 from paddock.runtime.errors import LoopClosed, QueueFull
 from paddock.runtime.handle import RequestHandle
+from paddock.runtime.images.prepared import ImagePrompt, PlacedImage
 from paddock.runtime.intake import TextCodec
 from paddock.runtime.limits import Limits
 from paddock.runtime.prefix_hash import PrefixHasher
@@ -67,7 +68,7 @@ class Replicas:
 
     def submit(
         self,
-        prompt: str | Sequence[int] | Array,
+        prompt: str | Sequence[int] | Array | ImagePrompt,
         params: SamplingParams | None = None,
         *,
         priority: int = 0,
@@ -196,8 +197,13 @@ class Replicas:
     ) -> None:
         self.close(drain=error is None)
 
-    def _digests(self, prompt: str | Sequence[int] | Array, cache_salt: str) -> list[bytes]:
+    def _digests(
+        self, prompt: str | Sequence[int] | Array | ImagePrompt, cache_salt: str
+    ) -> list[bytes]:
         """Of the prompt's full blocks; none of a prompt that the intake will refuse."""
+        images: Sequence[PlacedImage] = ()
+        if isinstance(prompt, ImagePrompt):
+            images, prompt = prompt.images, prompt.token_ids
         try:
             token_ids = np.array(prompt, np.int64)
         except (ValueError, OverflowError):
@@ -205,7 +211,7 @@ class Replicas:
         if token_ids.ndim != 1:
             return []
         root = self._hasher.root(cache_salt.encode("utf-8", "surrogatepass"))
-        return self._hasher.blocks(root, token_ids)
+        return self._hasher.blocks(root, token_ids, images)
 
     def _take_back(self, replica: int, sequences: int) -> None:
         with self._changed:

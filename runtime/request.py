@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paddock.graph.dtype import Array
+from paddock.runtime.images.prepared import PlacedImage
 from paddock.runtime.sampler import SampledToken, SequenceSampler
 from paddock.runtime.sampling_params import SamplingParams
 from paddock.runtime.text_stream import TextStream
@@ -56,6 +57,7 @@ class Request:
         streams: list[TextStream],
         source_token_ids: TokenIds | None = None,
         source_features: Array | None = None,
+        images: tuple[PlacedImage, ...] = (),
     ) -> None:
         """`number` is unique and grows; `arrival` and `deadline` are times of the loop's clock.
 
@@ -64,13 +66,14 @@ class Request:
         and `streams`, one for each sequence, choose the tokens and make the text.
         `source_token_ids` is what an encoder-decoder's encoder reads; the prompt is then what its
         answers begin with. `source_features` [places, size] is what one hears instead; its ids
-        are zeros then.
+        are zeros then. `images` are those that tokens of the prompt stand for, in their order.
         """
         self.number = number
         self.request_id = request_id
         self.prompt_token_ids = prompt_token_ids
         self.source_token_ids = source_token_ids
         self.source_features = source_features
+        self.images = images
         self.params = params
         self.priority = priority
         self.arrival = arrival

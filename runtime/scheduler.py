@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from paddock.runtime.block_pool import BlockPool
+from paddock.runtime.images.prepared import content, within
 from paddock.runtime.limits import Limits
 from paddock.runtime.prefix_hash import PrefixHasher
 from paddock.runtime.rank_queue import Rank, RankQueue
@@ -45,6 +46,7 @@ class _Room:
     tokens: int
     prompt_rows: int
     sources: int  # that came with the step so far
+    images: int  # patches of images that came with it
     looks: int  # at waiting sequences, so that a step costs the same however many wait
 
 
@@ -138,6 +140,7 @@ class Scheduler:
             tokens=self.limits.max_tokens_per_step - len(chunks),
             prompt_rows=self.limits.max_prompt_logit_rows,
             sources=0,
+            images=0,
             looks=2 * self.limits.max_sequences,
         )
         prefilling = [one for one in self.running if one.length - one.computed > 1]
@@ -256,6 +259,9 @@ class Scheduler:
                 prompt_rows = room.prompt_rows
                 count = first_row + prompt_rows
             prompt_rows = max(prompt_rows, 0)
+        if sequence.request.images:
+            count = self._with_images(room, sequence, past, count)
+            prompt_rows = max(min(prompt_rows, count - first_row), 0)
         if count <= 0:
             return
         samples = past + count == sequence.length
@@ -265,6 +271,21 @@ class Scheduler:
         if not past and sequence.source_length:
             room.tokens = max(room.tokens - sequence.source_length, 0)
             room.sources += 1
+
+    def _with_images(self, room: _Room, sequence: Sequence, past: int, count: int) -> int:
+        """How many of `count` tokens, with their images, the step can take.
+
+        An image comes whole with every step that has a token of it. So that it is not computed
+        twice, a chunk ends before an image that does not fit into it, unless it begins with it;
+        and a step that has images takes no others beyond as many patches as it may have tokens.
+        """
+        for image in within(sequence.request.images, past, past + count):
+            patches = len(image.image.patches)
+            full = room.images and room.images + patches > self.limits.max_tokens_per_step
+            if full or (image.stop > past + count and image.start > past):
+                return max(image.start - past, 0)
+            room.images += patches
+        return count
 
     def _admit(self, chunks: list[Chunk], room: _Room, *, before: Rank | None) -> None:
         """Let waiting sequences in by rank, and stop at the first that has to wait.
@@ -376,8 +397,11 @@ class Scheduler:
         index = sequence.registered
         if index == len(sequence.digests):
             parent = sequence.digests[-1] if index else sequence.request.root_digest
-            tokens = sequence.token_ids[index * self.block_size : (index + 1) * self.block_size]
-            sequence.digests.append(self.hasher.block(parent, tokens))
+            begin, end = index * self.block_size, (index + 1) * self.block_size
+            images = sequence.request.images
+            beside = content(images, begin, end) if images else b""
+            tokens = sequence.token_ids[begin:end]
+            sequence.digests.append(self.hasher.block(parent, tokens, beside))
         digest = sequence.digests[index]
         self.pool.register(sequence.blocks[index], digest)
         sequence.registered = index + 1

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from paddock.engines.protocol import StepInputs
 from paddock.graph.dtype import Array
+from paddock.runtime.images.prepared import PreparedImage, within
 from paddock.runtime.limits import Limits
 from paddock.runtime.request import Sequence, TokenIds
 from paddock.runtime.scheduler import Chunk, Decision
@@ -42,8 +43,16 @@ class StepPlanner:
     What a plan refers to is valid until the next but one.
     """
 
-    def __init__(self, limits: Limits, block_size: int, block_rows: npt.NDArray[np.int32]) -> None:
-        """`block_rows` [max_sequences, blocks]: the blocks of the sequence in each slot."""
+    def __init__(
+        self,
+        limits: Limits,
+        block_size: int,
+        block_rows: npt.NDArray[np.int32],
+        patch_size: int | None = None,
+    ) -> None:
+        """`block_rows` [max_sequences, blocks]: the blocks of the sequence in each slot;
+        `patch_size`: of a model that sees, the numbers of a patch."""
+        self._patch_size = patch_size
         self._block_size = block_size
         self._block_rows = block_rows
         self._ramp = np.arange(block_rows.shape[1] * block_size, dtype=np.int64)
@@ -99,6 +108,8 @@ class StepPlanner:
         )
         if chunks and chunks[0].sequence.source_length:
             inputs = replace(inputs, **_sources(chunks), source_features=_features(chunks))
+        if self._patch_size is not None:
+            inputs = replace(inputs, **_images(chunks, buffers.image_rows, self._patch_size))
         return PlannedStep(decision, inputs, sampled, sampled_rows, prompts)
 
     def _logit_rows(
@@ -146,6 +157,7 @@ class _Buffers:
         self.block_table = np.zeros(sequences * blocks_per_sequence, np.int32)
         self.block_starts = np.zeros(sequences + 1, np.int32)
         self.sequence_slots = np.zeros(sequences, np.int32)
+        self.image_rows = np.zeros(limits.max_tokens_per_step, np.int64)
         self.logit_rows = np.zeros(sequences + limits.max_prompt_logit_rows, np.int64)
 
 
@@ -178,6 +190,38 @@ def _sources(chunks: list[Chunk]) -> dict[str, Array]:
         "source_lengths": np.array([c.sequence.source_length for c in chunks], np.int32),
         "source_table": np.array([b for own in blocks for b in own], np.int32),
         "source_table_starts": np.cumsum([0, *map(len, blocks)]).astype(np.int32),
+    }
+
+
+def _images(chunks: list[Chunk], buffer: Array, patch_size: int) -> dict[str, Array]:
+    """The images of which chunks have tokens, each whole, and the row that each token stands for.
+
+    One that is cut in two by the end of a chunk comes with the next one again.
+    """
+    images: list[PreparedImage] = []
+    rows = buffer[: sum(chunk.tokens for chunk in chunks)]
+    rows[:] = -1
+    first = begin = 0
+    for past, tokens, placed in ((c.past, c.tokens, c.sequence.request.images) for c in chunks):
+        for image in within(placed, past, past + tokens):
+            start, stop = max(image.start, past), min(image.stop, past + tokens)
+            own = image.image.rows[start - image.start : stop - image.start]
+            rows[begin + start - past : begin + stop - past] = first + own
+            images.append(image.image)
+            first += len(image.image.patches)
+        begin += tokens
+    if not images:
+        return {
+            "image_patches": np.zeros((0, patch_size), np.float32),
+            "image_positions": _NO_TOKENS,
+            "image_starts": np.zeros(2, np.int32),
+            "image_rows": rows,
+        }
+    return {
+        "image_patches": np.concatenate([image.patches for image in images]),
+        "image_positions": np.concatenate([image.positions for image in images]),
+        "image_starts": np.cumsum([0, *(len(i.patches) for i in images)]).astype(np.int32),
+        "image_rows": rows,
     }
 
 

@@ -44,13 +44,15 @@ class Stepper:
         *,
         eos_token_ids: frozenset[int],
         clock: Callable[[], float],
+        patch_size: int | None = None,
     ) -> None:
+        """`patch_size`: of a model that sees, the numbers of a patch."""
         self._session = session
         self._admission = admission
         self._eos_token_ids = eos_token_ids
         self._clock = clock
         self.scheduler = scheduler
-        self._planner = StepPlanner(limits, session.block_size, scheduler.block_rows)
+        self._planner = StepPlanner(limits, session.block_size, scheduler.block_rows, patch_size)
         self._deadlines: RankQueue[Request] = RankQueue()
         self._events: dict[int, list[Event]] = {}
         self.steps = 0

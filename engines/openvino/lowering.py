@@ -269,6 +269,15 @@ def _gather(state: Lowering, node: Node, inputs: list[Any]) -> Any:
     return opset.gather(inputs[0], inputs[1], _scalar(0))
 
 
+def _replace_rows(state: Lowering, node: Node, inputs: list[Any]) -> Any:
+    x, y, rows = inputs
+    # A row of zeros in front, so that there always is one to read.
+    behind = opset.pad(y, _i64(1, 0), _i64(0, 0), "constant")
+    found = opset.gather(behind, opset.maximum(opset.add(rows, _scalar(1)), _scalar(0)), _scalar(0))
+    there = opset.unsqueeze(opset.greater_equal(rows, _scalar(0)), _i64(1))
+    return opset.select(there, found, x)
+
+
 def _rms_norm(state: Lowering, node: Node, inputs: list[Any]) -> Any:
     # weight * (x * (1 / sqrt(mean(x^2) + eps))) is the form that becomes one RMS node.
     norm = node.op
@@ -499,6 +508,7 @@ TABLE: dict[type[Op], Callable[[Lowering, Node, list[Any]], Any]] = {
     F.RMSNorm: _rms_norm,
     F.RelativeAttention: _attention,
     F.RealGatedRecurrence: _real_gated_recurrence,
+    F.ReplaceRows: _replace_rows,
     F.Reshape: _reshape,
     F.Rotary: _rotary,
     F.Route: _route,

@@ -53,16 +53,20 @@ ONE_TOKEN = StepInputs(
     source_lengths=np.ones(1, np.int32),
     source_table=np.zeros(1, np.int32),
     source_table_starts=np.array([0, 1], np.int32),
+    image_positions=np.zeros(1, np.int64),
+    image_starts=np.array([0, 1], np.int32),
+    image_rows=np.zeros(1, np.int64),
 )
 
 
 def one_token(graph: Graph) -> StepInputs:
-    """The same with features of silence, where the graph reads features."""
-    for node in graph.find(Input):
-        if isinstance(node.op, Input) and node.op.key == "source_features":
-            silence = np.zeros((1, node.outputs[0].type.size(1)), np.float32)
-            return replace(ONE_TOKEN, source_features=silence)
-    return ONE_TOKEN
+    """The same with features of silence or a black patch, where the graph reads such."""
+    empty = {
+        node.op.key: np.zeros((1, node.outputs[0].type.size(1)), np.float32)
+        for node in graph.find(Input)
+        if isinstance(node.op, Input) and node.op.key in ("source_features", "image_patches")
+    }
+    return replace(ONE_TOKEN, **empty)
 
 
 class OpenVINOSession:

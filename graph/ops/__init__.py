@@ -60,10 +60,12 @@ from paddock.graph.ops.sequence_mean import SequenceMean, sequence_mean
 from paddock.graph.ops.shaping import (
     Concat,
     Gather,
+    ReplaceRows,
     Reshape,
     Split,
     concat,
     gather,
+    replace_rows,
     reshape,
     split,
 )
@@ -117,6 +119,7 @@ __all__ = [
     "Receive",
     "ReduceScatter",
     "RelativeAttention",
+    "ReplaceRows",
     "Reshape",
     "Rotary",
     "RotaryAngles",
@@ -157,6 +160,7 @@ __all__ = [
     "real_gated_recurrence",
     "receive",
     "reduce_scatter",
+    "replace_rows",
     "reshape",
     "rms_norm",
     "rotary",

@@ -77,6 +77,26 @@ class Gather(Op):
         return x[rows]
 
 
+@dataclass(frozen=True)
+class ReplaceRows(Op):
+    """x [n, ...] with rows of y [m, ...]: row i is y's row `rows[i]`, where that is no less than 0.
+
+    There may be no rows of y at all.
+    """
+
+    def infer(self, x: TensorType, y: TensorType, rows: TensorType) -> TensorType:
+        if rows.rank != 1 or not rows.dtype.is_index or x.rank < 1 or rows.shape != x.shape[:1]:
+            raise GraphError(f"expected a row number for each row of {x}, i64 or i32, got {rows}")
+        if y.dtype is not x.dtype or y.rank != x.rank or y.shape[1:] != x.shape[1:]:
+            raise GraphError(f"rows of {y} are no rows of {x}")
+        return x
+
+    def compute(self, x: Array, y: Array, rows: Array) -> Array:
+        out = x.copy()
+        out[rows >= 0] = y[rows[rows >= 0]]
+        return out
+
+
 def split(x: Tensor, *sizes: int) -> tuple[Tensor, ...]:
     """x: [..., sum(sizes)] -> one tensor [..., size] each; x itself where there is one size."""
     return (x,) if sizes == (x.type.size(-1),) else Split(sizes)(x)
@@ -95,3 +115,8 @@ def reshape(x: Tensor, *tail: int) -> Tensor:
 def gather(x: Tensor, rows: Tensor) -> Tensor:
     """x: [n, ...], rows: integers [m] -> [m, ...]."""
     return Gather()(x, rows)
+
+
+def replace_rows(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
+    """x: [n, ...], y: [m, ...], rows: integers [n] -> x with y's rows where `rows` is not -1."""
+    return ReplaceRows()(x, y, rows)

@@ -1,0 +1,29 @@
+"""What an image is to a model that sees: how it is cut up, and what stands for it in a prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ImageForm:
+    """What the runtime has to know to feed images to a model.
+
+    An image is a row for each patch (and one before them where there is a class token), of
+    `row_size` numbers. What the model makes of it has as many rows; those from `first_row` on
+    take the places of as many tokens `token_id`.
+    """
+
+    token_id: int
+    patch_size: int
+    """Of a square patch, in pixels."""
+    channels: int = 3
+    class_token: bool = False
+    """A row that is no patch comes first; a last column of ones tells it from patches."""
+    first_row: int = 0
+    side: int | None = None
+    """Pixels of an image's side, where all are squares of one size."""
+
+    @property
+    def row_size(self) -> int:
+        return self.channels * self.patch_size**2 + self.class_token

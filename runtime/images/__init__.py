@@ -1,0 +1,1 @@
+"""Images, from a file to what a model is fed."""

@@ -1,0 +1,70 @@
+"""What transformers makes of a model that sees. Importing it needs torch and transformers."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paddock.graph import Array
+from tests.models.vision_cases import Prompt, VisionCase
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import torch
+    import transformers
+
+
+def reference(case: VisionCase) -> Any:
+    """The model of this architecture in transformers, with the case's weights."""
+    given = copy.deepcopy(case.config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        config = transformers.CONFIG_MAPPING[given["model_type"]].from_dict(given)
+        config._attn_implementation = "eager"
+        model = getattr(transformers, given["architectures"][0])(config).eval()
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            tensor.copy_(torch.tensor(case.value(name, tuple(tensor.shape))))
+    return model
+
+
+def save(model: Any, folder: Path) -> None:
+    """As transformers saves it, under the names of published files."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.save_pretrained(folder)
+
+
+def inputs(case: VisionCase, prompt: Prompt) -> dict[str, Any]:
+    given = {"input_ids": torch.tensor(prompt.token_ids)[None]}
+    if prompt.pixels:
+        given["pixel_values"] = torch.tensor(np.stack(prompt.pixels))
+    return given
+
+
+def logits(case: VisionCase, model: Any) -> list[Array]:
+    """Of each prompt, run whole and alone: [tokens, vocab]."""
+    with torch.no_grad():
+        return [
+            np.asarray(model(**inputs(case, prompt), use_cache=False).logits[0])
+            for prompt in case.prompts
+        ]
+
+
+def greedy(case: VisionCase, model: Any, prompt: Prompt, count: int) -> list[int]:
+    """The tokens that `generate` writes."""
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = model.generate(
+            **inputs(case, prompt),
+            max_new_tokens=count,
+            min_new_tokens=count,
+            do_sample=False,
+            num_beams=1,
+            eos_token_id=None,
+        )
+    return [int(token) for token in made[0, len(prompt.token_ids) :]]

@@ -1,0 +1,181 @@
+"""Tiny models that see, drawn: their configs, prompts with images, and random weights."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from paddock.graph import Array
+from paddock.models import registry
+from paddock.models.images import ImageForm
+from paddock.runtime.images.prepared import PlacedImage, PreparedImage, prepare
+
+Config = dict[str, Any]
+SEEDS = (1, 2, 3)
+CONTEXT = 96
+
+
+def _tower(random: np.random.Generator, kind: str) -> Config:
+    heads = int(random.integers(1, 4))
+    side = int(random.integers(2, 5))
+    return {
+        "model_type": kind,
+        "hidden_size": heads * int(random.integers(2, 7)),
+        "num_attention_heads": heads,
+        "num_hidden_layers": int(random.integers(2, 5)),
+        "intermediate_size": int(random.integers(5, 30)),
+        "patch_size": side,
+        "image_size": side * int(random.integers(2, 5)) + int(random.integers(0, side)),
+        "hidden_act": str(random.choice(["quick_gelu", "gelu", "gelu_pytorch_tanh"])),
+        "layer_norm_eps": float(random.choice([1e-5, 0.05])),
+    }
+
+
+def _text(random: np.random.Generator, kind: str) -> Config:
+    kv_heads = int(random.integers(1, 3))
+    heads = kv_heads * int(random.integers(1, 4))
+    size = 2 * int(random.integers(2, 7))
+    drawn = {
+        "model_type": kind,
+        "vocab_size": 12 * int(random.integers(4, 8)),
+        "hidden_size": int(random.integers(3, 9)) * 4,
+        "intermediate_size": 12 * int(random.integers(1, 4)),
+        "num_hidden_layers": int(random.integers(1, 4)),
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": size,
+        "max_position_embeddings": CONTEXT,
+        "rms_norm_eps": float(random.choice([1e-6, 0.05])),
+        "rope_parameters": {"rope_type": "default", "rope_theta": float(random.choice([1e2, 1e4]))},
+    }
+    if kind == "mistral":
+        drawn["sliding_window"] = int(random.integers(5, 20))
+    if kind == "qwen2":
+        drawn |= {"hidden_size": heads * size}
+        del drawn["head_dim"]
+    return drawn
+
+
+_PARTS = {1: ("llama", "clip"), 2: ("qwen2", "siglip"), 3: ("mistral", "clip")}
+
+
+def _llava(random: np.random.Generator, seed: int) -> Config:
+    text_kind, tower_kind = _PARTS[seed]
+    tower = _tower(random, f"{tower_kind}_vision_model")
+    if tower_kind == "siglip":
+        tower["vision_use_head"] = False
+    layers = tower["num_hidden_layers"]
+    several = sorted(int(n) for n in random.choice(np.arange(-layers - 1, 0), 2, replace=False))
+    text = _text(random, text_kind)
+    return {
+        "model_type": "llava",
+        "architectures": ["LlavaForConditionalGeneration"],
+        "text_config": text,
+        "vision_config": tower,
+        "image_token_index": int(random.integers(4, text["vocab_size"])),
+        "projector_hidden_act": str(random.choice(["gelu", "relu"])),
+        "vision_feature_select_strategy": str(random.choice(["default", "full"])),
+        "vision_feature_layer": several if random.integers(0, 2) else several[0],
+        "multimodal_projector_bias": bool(random.integers(0, 2)),
+        "tie_word_embeddings": bool(random.integers(0, 2)),
+    }
+
+
+DRAW: dict[str, Callable[[np.random.Generator, int], Config]] = {"llava": _llava}
+NAMES = tuple(f"{family}/{seed}" for family in DRAW for seed in SEEDS)
+
+
+@dataclass(frozen=True)
+class VisionCase:
+    """`llava/1`: a family, and the seed of its config."""
+
+    name: str
+
+    @property
+    def config(self) -> Config:
+        family, _, seed = self.name.partition("/")
+        return DRAW[family](np.random.default_rng(zlib.crc32(self.name.encode())), int(seed))
+
+    @cached_property
+    def form(self) -> ImageForm:
+        found = registry.read(self.config).image_form
+        assert found is not None
+        return found
+
+    @cached_property
+    def prompts(self) -> list[Prompt]:
+        """Of no image, one and two; the last begins with the first image of the one before."""
+        random = self.random("prompts")
+        first, second, third = (self.pixels(random) for _ in range(3))
+        return [
+            self.prompt(random, pixels, lengths)
+            for pixels, lengths in (
+                ([], [21]),
+                ([first], [5, 9]),
+                ([second, third], [1, 4, 3]),
+                ([second, first], [0, 0, 2]),
+            )
+        ]
+
+    def prompt(
+        self, random: np.random.RandomState, pixels: list[Array], lengths: list[int]
+    ) -> Prompt:
+        """So many tokens of text before, between and after the images."""
+        ids: list[int] = []
+        placed = []
+        for i, length in enumerate(lengths):
+            if i:
+                image = prepare(pixels[i - 1], self.form)
+                placed.append(PlacedImage(image, len(ids)))
+                ids += [self.form.token_id] * len(image.rows)
+            drawn = random.randint(0, self.config["text_config"]["vocab_size"] - 1, length)
+            ids += [int(n) + (n >= self.form.token_id) for n in drawn]
+        return Prompt(np.array(ids, np.int64), pixels, placed)
+
+    def pixels(self, random: np.random.RandomState) -> Array:
+        side = self.form.side
+        assert side is not None
+        return random.standard_normal((self.form.channels, side, side)).astype(np.float32)
+
+    def value(self, name: str, shape: tuple[int, ...]) -> Array:
+        """A weight: large enough for attention to be sharp, so that what is wrong shows."""
+        values = self.random(name).standard_normal(shape)
+        if "norm" in name and name.endswith("weight"):
+            values = 1 + 0.3 * values
+        elif len(shape) == 1:
+            values = 0.5 * values
+        elif "patch_embedding" in name:
+            values = 1.2 * values / np.sqrt(np.prod(shape[1:]))
+        elif "embed" not in name:
+            values = 1.2 * values / np.sqrt(shape[-1])
+        return np.asarray(values, np.float32)
+
+    def random(self, label: str) -> np.random.RandomState:
+        return np.random.RandomState(zlib.crc32(f"{label} of {self.name}".encode()))
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    token_ids: Array
+    pixels: list[Array]
+    """Of its images, [channels, height, width] each."""
+    placed: list[PlacedImage]
+
+
+def image_inputs(images: list[PreparedImage], rows: list[Array], size: int) -> dict[str, Array]:
+    """A step's arrays of images; `rows` are of each of its sequences' new tokens."""
+    patches = [np.zeros((0, size), np.float32), *(image.patches for image in images)]
+    counts = [len(image.patches) for image in images] or [0]
+    return {
+        "image_patches": np.concatenate(patches),
+        "image_positions": np.concatenate(
+            [np.zeros(0, np.int64), *(image.positions for image in images)]
+        ),
+        "image_starts": np.cumsum([0, *counts]).astype(np.int32),
+        "image_rows": np.concatenate(rows).astype(np.int64),
+    }
