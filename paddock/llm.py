@@ -18,6 +18,8 @@ from paddock.runtime.chat_template import Message
 from paddock.runtime.errors import QueueFull, RequestError
 from paddock.runtime.generate import generate
 from paddock.runtime.handle import RequestHandle
+from paddock.runtime.images.image_source import ImageSource, has_images
+from paddock.runtime.images.prepared import ImagePrompt
 from paddock.runtime.log_mel import checked_sound, log_mel, windows
 from paddock.runtime.outputs import (
     Increment,
@@ -33,12 +35,13 @@ if TYPE_CHECKING:
     from paddock.graph.dtype import Array
     from paddock.recipes.schema import Recipe
     from paddock.runtime.encoder import Classification, Embedding, TaggedText
+    from paddock.runtime.images.sight import Sight
     from paddock.runtime.loop import Loop
     from paddock.runtime.sampler import SampledToken
     from paddock.runtime.stats import Stats
     from paddock.runtime.tokenizer import Tokenizer
 
-Prompt: TypeAlias = str | Sequence[int] | Sequence[Message]
+Prompt: TypeAlias = str | Sequence[int] | Sequence[Message] | ImagePrompt
 """Text, token ids, or the messages of a chat (to which the chat template is applied)."""
 Input: TypeAlias = str | tuple[str, str] | Sequence[int]
 """What is embedded or classified: a text, a pair of texts, or token ids."""
@@ -209,6 +212,10 @@ class LLM:
     def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Completion:
         """The answer to a conversation, through the checkpoint's chat template.
 
+        Of a model that sees, a message's content may be a list of parts, images among them:
+        `[{"type": "image", "image": "cat.png"}, {"type": "text", "text": "What is this?"}]`, where
+        `image` is a path or the bytes of a file.
+
         >>> from paddock import LLM, SamplingParams
         >>> with LLM("demo") as llm:
         ...     answer = llm.chat([{"role": "user", "content": "What does ls do?"}])
@@ -351,7 +358,7 @@ class LLM:
         return self._submit_when_room(self._token_ids(prompt), self.resolve(params))
 
     def _submit_when_room(
-        self, prompt: str | Sequence[int] | Array, params: SamplingParams
+        self, prompt: str | Sequence[int] | Array | ImagePrompt, params: SamplingParams
     ) -> RequestHandle:
         while True:
             departures = self._loop.departures
@@ -382,12 +389,12 @@ class LLM:
             raise RequestError(f"expected params for each of {count} prompts, found {len(params)}")
         return [self.resolve(each) for each in params]
 
-    def _token_ids(self, prompt: Prompt) -> str | Sequence[int]:
+    def _token_ids(self, prompt: Prompt) -> str | Sequence[int] | ImagePrompt:
         """What the loop takes: text and token ids as they are, a chat as token ids."""
-        if isinstance(prompt, str):
+        if isinstance(prompt, str | ImagePrompt):
             return prompt
         if _is_chat(prompt):
-            return self.tokenizer.encode_chat(prompt)
+            return encode_chat(prompt, self.tokenizer, self._running.sight)
         return cast(Sequence[int], prompt)
 
     async def _asubmit_when_room(self, prompt: Prompt, params: SamplingParams) -> RequestHandle:
@@ -399,6 +406,21 @@ class LLM:
             except QueueFull:
                 # For a second at most, so that a thread does not outlive a cancelled task for long.
                 await asyncio.to_thread(self._loop.wait_for_room, departures, 1.0)
+
+
+def encode_chat(
+    messages: Sequence[Message], tokenizer: Tokenizer, sight: Sight | None
+) -> list[int] | ImagePrompt:
+    """A conversation as the loop takes it; images may be files of this machine.
+
+    Raises `RequestError`, for images, too, that a model without `sight` cannot see.
+    """
+    source = ImageSource(files=True)
+    if sight is not None:
+        return sight.encode_chat(messages, source)
+    if has_images(messages):
+        raise RequestError("the conversation has images, and this model sees none")
+    return tokenizer.encode_chat(messages)
 
 
 def _default_progress() -> Progress:
@@ -416,7 +438,7 @@ def _stream(handle: RequestHandle) -> Iterator[Increment]:
 
 def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """One prompt as a list of one. Raises `RequestError` for what is neither."""
-    if isinstance(prompts, str):
+    if isinstance(prompts, str | ImagePrompt):
         return [prompts]
     if not isinstance(prompts, Sequence):
         raise RequestError(

@@ -50,6 +50,7 @@ from paddock.runtime.encoder import Classifier, Encoder
 from paddock.runtime.encoder_loop import EncoderLoop
 from paddock.runtime.engine_loop import EngineLoop
 from paddock.runtime.grammar import GuidanceGrammars
+from paddock.runtime.images.sight import Sight
 from paddock.runtime.loop import Loop
 from paddock.runtime.replicas import Replicas
 from paddock.runtime.sentence_files import MODULES, activation_of, read_sentence_files
@@ -101,6 +102,8 @@ class Running:
     """Fields of `SamplingParams` for requests that leave them out."""
     timings: dict[str, float]
     """Seconds of each stage, those of the build included."""
+    sight: Sight | None = None
+    """Of a model that sees: what makes prompts of conversations with images."""
 
     @property
     def session(self) -> Session:
@@ -330,7 +333,8 @@ def start(
             for session in sessions:
                 session.close()
             raise
-    return Running(recipe, built, tuple(sessions), tokenizer, serving, defaults, timings)
+    sight = sight_of(built.architecture, built.checkpoint, tokenizer)
+    return Running(recipe, built, tuple(sessions), tokenizer, serving, defaults, timings, sight)
 
 
 def _open_replicas(
@@ -406,6 +410,7 @@ def _start_loop(
                     grammars=grammars,
                     answer_begins=begins,
                     heard=built.architecture.heard,
+                    image_form=built.architecture.image_form,
                 )
             )
     except BaseException:
@@ -566,6 +571,14 @@ def build_bounds(recipe: Recipe, kind: EngineKind, traced: Traced) -> dict[str, 
         "max_source": getattr(traced.architecture.config, "longest_source", None),
     }
     return {key: value for key, value in asked.items() if value is not None}
+
+
+def sight_of(
+    architecture: Architecture, checkpoint: LocalCheckpoint, tokenizer: Tokenizer
+) -> Sight | None:
+    """What makes prompts with images, of a model that sees."""
+    form = architecture.image_form
+    return None if form is None else Sight(form, tokenizer, checkpoint.folder)
 
 
 def read_tokenizer(

@@ -40,6 +40,7 @@ BLOCKS = {"a": (5, 1, 3), "b": (4, 2, 0)}  # of up to 3 blocks each, in no order
 SOURCES = {"a": 29, "b": 7}
 """Tokens of what each is an answer to, where the model reads it with an encoder."""
 FEATURES = "source_features"
+PATCHES = "image_patches"
 SOURCE_BLOCKS = {"a": (6, 8), "b": (7, 9)}
 SLOTS = {"a": 2, "b": 0}
 
@@ -96,16 +97,19 @@ class Asked:
     """An encoder reads what each sequence is an answer to."""
     features: int | None = None
     """It hears: so many numbers for each place of a source."""
+    patch: int | None = None
+    """It sees: so many numbers for each patch of an image."""
 
     @staticmethod
     def of(graph: Graph, vocab_size: int | None) -> Asked:
         keeps = any(isinstance(n.op, CacheBlocks | StateSlots) for n in graph.nodes)
         routed = next(graph.find(Route), None) is not None
         sources = next(graph.find(CrossAttention), None) is not None
-        heard = (n for n in graph.find(Input) if isinstance(n.op, Input))
-        features = [n.outputs[0].type.size(1) for n in heard if n.op.attributes["key"] == FEATURES]
-        size = features[0] if features else None
-        return Asked(vocab_size, whole=not keeps, routed=routed, sources=sources, features=size)
+        fed = {n.op.key: n.outputs[0].type for n in graph.find(Input) if isinstance(n.op, Input)}
+        features, patch = (
+            fed[name].size(1) if name in fed else None for name in (FEATURES, PATCHES)
+        )
+        return Asked(vocab_size, not keeps, routed, sources, features, patch)
 
     @property
     def logits(self) -> bool:
@@ -222,6 +226,8 @@ def run(session: Session, asked: Asked | None = None) -> list[Array]:
 
 def _asked_steps(block_size: int, vocab_size: int, asked: Asked) -> list[StepInputs]:
     made = steps(block_size, vocab_size, whole=asked.whole)
+    if asked.patch is not None:
+        made = [_seen(step, asked.patch) for step in made]
     if not asked.sources:
         return made
     made = [
@@ -231,6 +237,27 @@ def _asked_steps(block_size: int, vocab_size: int, asked: Asked) -> list[StepInp
     if asked.features is None:
         return made
     return [_heard(step, asked.features) for step in made]
+
+
+def _seen(step: StepInputs, size: int) -> StepInputs:
+    """The same where a few tokens of each sequence that begins stand for an image of four patches.
+
+    Later steps have no image.
+    """
+    begins = np.flatnonzero(step.past_lengths == 0)
+    count = 4 * len(begins)
+    rows = np.full(len(step.token_ids), -1)
+    for image, sequence in enumerate(begins):
+        first = step.sequence_starts[sequence] + 3
+        rows[first : first + 4] = np.arange(4 * image, 4 * image + 4)
+    random = np.random.default_rng(22)
+    return replace(
+        step,
+        image_patches=random.standard_normal((count, size), np.float32),
+        image_positions=np.tile(np.arange(4), len(begins)),
+        image_starts=np.arange(0, count + 1, 4, dtype=np.int32) if count else np.zeros(2, np.int32),
+        image_rows=rows,
+    )
 
 
 def _heard(step: StepInputs, size: int) -> StepInputs:

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 
 from paddock.runtime.errors import QueueFull, RequestError
 from paddock.runtime.handle import RequestHandle
+from paddock.runtime.images.prepared import ImagePrompt
 from paddock.runtime.loop import Loop
 from paddock.runtime.outputs import RequestResult
 from paddock.runtime.sampling_params import SamplingParams
 
-Prompt = str | Sequence[int]
+Prompt = str | Sequence[int] | ImagePrompt
 
 
 def generate(

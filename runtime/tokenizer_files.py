@@ -105,6 +105,14 @@ class _TokenizerConfig(_SpecialTokensMap):
     chat_template: Annotated[str, Field(strict=True)] | list[_NamedTemplate] | None = None
 
 
+class _ProcessorTemplate(BaseModel):
+    """chat_template.json, which older processors of images keep beside the tokenizer's files."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    chat_template: str | None = None
+
+
 class _Ids(BaseModel):
     """The token ids of config.json and generation_config.json."""
 
@@ -183,6 +191,9 @@ def _chat_templates(folder: Path, config: _TokenizerConfig) -> dict[str, str]:
             templates[path.stem] = read_text(path, _MAX_TEMPLATE_BYTES)
     if templates:
         return templates
+    processors = _read(folder, "chat_template.json", _ProcessorTemplate)
+    if processors is not None and processors.chat_template is not None:
+        return {"default": processors.chat_template}
     if isinstance(config.chat_template, str):
         return {"default": config.chat_template}
     for entry in config.chat_template or []:

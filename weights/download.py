@@ -50,6 +50,8 @@ BESIDE = (
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
+    "preprocessor_config.json",  # how images are fed
+    "processor_config.json",
     "modules.json",  # of sentence-transformers, with folders of its modules
     "sentence_bert_config.json",
     "config_sentence_transformers.json",

@@ -27,6 +27,7 @@ from paddock.commands.terminal import format_seconds, print_json, remark, write_
 if TYPE_CHECKING:
     from paddock.llm import LLM, Completion
     from paddock.recipes.progress import Progress
+    from paddock.runtime.images.prepared import ImagePrompt
     from paddock.runtime.outputs import SequenceResult
     from paddock.runtime.sampler import SampledToken
     from paddock.runtime.sampling_params import SamplingParams
@@ -52,6 +53,13 @@ def add_arguments(parser: CommandParser) -> None:
         "--chat", action="store_true", help="prompts are a user's messages: use the chat template"
     )
     group.add_argument("--system", metavar="TEXT", help="the system message (with --chat)")
+    group.add_argument(
+        "--image",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="an image before each prompt's text (implies --chat); may be given several times",
+    )
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="one JSON object a continuation")
     group.add_argument("--echo", action="store_true", help="print the prompt before its text")
@@ -60,6 +68,7 @@ def add_arguments(parser: CommandParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     choice = recipe_choice(options)
+    options.chat = options.chat or bool(options.image)
     if options.system is not None and not options.chat:
         raise UsageError("--system is a message of a chat: add --chat")
     asked = prompts.gather(options.prompt, options.prompts_file)
@@ -100,13 +109,17 @@ def _content(prompt: prompts.Prompt, options: argparse.Namespace) -> Any:
     if not options.chat or not isinstance(prompt.content, str):
         return prompt.content
     system = [{"role": "system", "content": options.system}] if options.system else []
-    return [*system, {"role": "user", "content": prompt.content}]
+    if not options.image:
+        return [*system, {"role": "user", "content": prompt.content}]
+    images = [{"type": "image", "image": file} for file in options.image]
+    parts = [*images, {"type": "text", "text": prompt.content}]
+    return [*system, {"role": "user", "content": parts}]
 
 
 def _stream(
     llm: LLM,
     prompt: prompts.Prompt,
-    token_ids: list[int],
+    token_ids: list[int] | ImagePrompt,
     params: SamplingParams,
     options: argparse.Namespace,
 ) -> None:
@@ -134,7 +147,7 @@ def _echo(prompt: prompts.Prompt, options: argparse.Namespace) -> str:
 def _batch(
     llm: LLM,
     asked: Sequence[prompts.Prompt],
-    token_ids: Sequence[list[int]],
+    token_ids: Sequence[list[int] | ImagePrompt],
     params: Sequence[SamplingParams],
     options: argparse.Namespace,
     progress: Progress,

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from paddock.recipes.compose import Composed
     from paddock.recipes.progress import Progress
     from paddock.recipes.schema import Recipe
+    from paddock.runtime.images.prepared import ImagePrompt
+    from paddock.runtime.images.sight import Sight
     from paddock.runtime.tokenizer import Tokenizer
 
 Content: TypeAlias = Any
@@ -60,7 +62,7 @@ def progress_of(options: argparse.Namespace) -> Progress:
 
 def start(
     recipe: Recipe, progress: Progress, asked: Sequence[tuple[Prompt, Content]]
-) -> tuple[LLM, list[list[int]]]:
+) -> tuple[LLM, list[list[int] | ImagePrompt]]:
     """The started recipe, and the token ids of the prompts (text, token ids or messages).
 
     Prompts that cannot be run are refused before anything is built, by where they came from.
@@ -71,6 +73,7 @@ def start(
     from paddock.recipes.derive import context_length
     from paddock.recipes.errors import RecipeError
     from paddock.runtime.errors import RequestError, RequestTooLarge
+    from paddock.runtime.images.prepared import ImagePrompt
 
     checkpoint = pipeline.fetch(recipe, progress=progress)
     architecture = pipeline.read_architecture(recipe, checkpoint)
@@ -80,12 +83,14 @@ def start(
     tokenizer = pipeline.read_tokenizer(recipe, checkpoint)
     context = context_length(recipe, config)
     vocabulary = int(getattr(config, "vocab_size", tokenizer.vocab_size))
-    encoded: list[list[int]] = []
+    sight = pipeline.sight_of(architecture, checkpoint, tokenizer)
+    encoded: list[list[int] | ImagePrompt] = []
     for prompt, content in asked:
         try:
-            token_ids = _token_ids(tokenizer, content)
+            found = _token_ids(tokenizer, sight, content)
         except RequestError as error:
             raise RequestError(f"{prompt.origin}: {error}") from error
+        token_ids = list(found.token_ids) if isinstance(found, ImagePrompt) else found
         outside = [token for token in token_ids if not 0 <= token < vocabulary]
         if outside:
             raise RequestError(
@@ -97,7 +102,7 @@ def start(
                 f"{prompt.origin}: the prompt has {len(token_ids)} tokens, and with one to make "
                 f"that is more than {context.reason} ({context.tokens}); shorten it"
             )
-        encoded.append(token_ids)
+        encoded.append(found)
     return LLM.of(pipeline.start(recipe, progress=progress, tokenizer=tokenizer)), encoded
 
 
@@ -113,9 +118,13 @@ def start_encoder(recipe: Recipe, task: Literal["embed", "classify"], progress: 
     return LLM.of(pipeline.start(recipe, progress=progress))
 
 
-def _token_ids(tokenizer: Tokenizer, content: Content) -> list[int]:
+def _token_ids(
+    tokenizer: Tokenizer, sight: Sight | None, content: Content
+) -> list[int] | ImagePrompt:
+    from paddock.llm import encode_chat
+
     if isinstance(content, str):
         return tokenizer.encode(content)
     if content and isinstance(content[0], Mapping):
-        return tokenizer.encode_chat(content)
+        return encode_chat(content, tokenizer, sight)
     return list(content)

@@ -102,6 +102,7 @@ def served_of(running: Running) -> ServedModel | ServedEncoder:
             block_size=running.session.block_size,
             sampling_defaults=running.sampling_defaults,
             settings=recipe.server,
+            sight=running.sight,
         )
     return ServedEncoder(
         names=names,

@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from paddock.runtime.images.prepared import ImagePrompt
 from paddock.runtime.server import reasoning, tool_formats
 from paddock.runtime.server.api_errors import ApiError
 from paddock.runtime.server.chat_schema import (
     ChatMessage,
     ChatRequest,
     ChosenTool,
+    ImagePart,
     JsonObjectFormat,
     JsonSchemaResponse,
     TextPart,
@@ -82,7 +84,7 @@ def plan(body: ChatRequest, served: ServedModel, request_id: str) -> ChatPlan:
     _check(body, served)
     tools = _offered(body)
     prompt = _prompt(body, served, tools)
-    token_ids = served.tokenizer.encode(prompt, add_special_tokens=False)
+    token_ids = _token_ids(prompt, body.messages, served)
     template = served.tokenizer.chat_templates.select(with_tools=bool(tools))
     tool_format = served.tool_format(template) if tools else "none"
     settings = body.sampling_settings()
@@ -181,9 +183,10 @@ def chat_text(
                 f"chat_template_kwargs: {name!r} is not the request's to set there",
                 param="chat_template_kwargs",
             )
-    return served.tokenizer.apply_chat_template(
+    writer = served.sight or served.tokenizer
+    return writer.apply_chat_template(
         [_message(message) for message in messages],
-        add_generation_prompt and not continue_final_message,
+        add_generation_prompt=add_generation_prompt and not continue_final_message,
         tools=[tool.model_dump(exclude_none=True) for tool in tools] or None,
         documents=documents,
         continue_final_message=continue_final_message,
@@ -197,7 +200,11 @@ def _message(message: ChatMessage) -> Mapping[str, Any]:
     if message.role == "developer":
         plain["role"] = "system"
     if isinstance(message.content, list):
-        plain["content"] = "\n".join(map(_part, message.content))
+        parts = [_part(part) for part in message.content]
+        if any(isinstance(part, ImagePart) for part in message.content):
+            plain["content"] = parts
+        else:
+            plain["content"] = "\n".join(part["text"] for part in parts)
     elif message.content is None:
         plain["content"] = ""
     for call in plain.get("tool_calls", ()):
@@ -210,8 +217,37 @@ def _message(message: ChatMessage) -> Mapping[str, Any]:
     return plain
 
 
-def _part(part: TextPart) -> str:
-    return part.refusal if part.type == "refusal" else part.text
+def _part(part: TextPart | ImagePart) -> dict[str, str]:
+    """As templates of models that see expect it."""
+    if isinstance(part, ImagePart):
+        return {"type": "image"}
+    return {"type": "text", "text": part.refusal if part.type == "refusal" else part.text}
+
+
+def _token_ids(
+    prompt: str, messages: Sequence[ChatMessage], served: ServedModel
+) -> Sequence[int] | ImagePrompt:
+    """The conversation with its images. Raises `RequestError` and `ApiError`."""
+    urls = [
+        part.image_url.url
+        for message in messages
+        if isinstance(message.content, list)
+        for part in message.content
+        if isinstance(part, ImagePart)
+    ]
+    if served.sight is None:
+        if urls:
+            raise ApiError(400, f"{served.name} sees no images; send text", param="messages")
+        return served.tokenizer.encode(prompt, add_special_tokens=False)
+    source = served.settings.image_source()
+    if len(urls) > source.limits.max_images:
+        raise ApiError(
+            400,
+            f"a conversation has {source.limits.max_images} images at most here, this one"
+            f" {len(urls)}",
+            param="messages",
+        )
+    return served.sight.encode(prompt, [source.fetch(url) for url in urls], source.limits)
 
 
 def _structure(

@@ -11,6 +11,7 @@ from typing import Protocol, TypeVar
 
 from paddock.runtime.encoder import Encoder
 from paddock.runtime.errors import QueueFull
+from paddock.runtime.images.sight import Sight
 from paddock.runtime.server.api_errors import ApiError, unavailable
 from paddock.runtime.server.settings import ServerSettings
 from paddock.runtime.tokenizer import Tokenizer
@@ -41,6 +42,8 @@ class Served:
     names: tuple[str, ...]
     tokenizer: Tokenizer
     settings: ServerSettings
+    sight: Sight | None = None
+    """Of a model that sees."""
     created: int = field(default_factory=lambda: int(time.time()))
     draining: bool = False
     """The server is shutting down and refuses new requests."""

@@ -10,6 +10,7 @@ from typing import Any
 from weakref import WeakSet
 
 from paddock.runtime.handle import RequestHandle
+from paddock.runtime.images.prepared import ImagePrompt
 from paddock.runtime.loop import Loop
 from paddock.runtime.sampling_params import SamplingParams
 from paddock.runtime.server import reasoning, tool_formats
@@ -21,7 +22,7 @@ from paddock.runtime.server.token_texts import TokenTexts
 class Ask:
     """What one prompt asks of the loop: the arguments of `Loop.submit`."""
 
-    prompt: Sequence[int]
+    prompt: Sequence[int] | ImagePrompt
     params: SamplingParams
     priority: int
     deadline_s: float | None

@@ -6,6 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from paddock.runtime.images.image_file import ImageLimits
+from paddock.runtime.images.image_source import ImageSource
+
 
 def _one_name(value: object) -> object:
     """`server.model_names=mine` is meant as a list of one, not read letter by letter."""
@@ -53,6 +56,15 @@ class ServerSettings(BaseModel):
     """KiB of a JSON schema, grammar, regular expression or the tools of one request."""
     max_schema_depth: Count = 32
     """How deep a JSON schema may be nested."""
+    max_images: Count = 16
+    """Images of one conversation."""
+    max_image_mib: Seconds = 20.0
+    """MiB of one image as sent; `max_body_mib` bounds all of a request."""
+    max_image_pixels: Count = 40_000_000
+    """Pixels of one image, which take three bytes each when it is decoded."""
+    image_hosts: Names = ()
+    """Hosts from which images may be fetched over http and https, `*` for any. None: images come
+    in data: URLs. Whoever may name any host can reach what only this machine reaches."""
     request_timeout_s: Seconds | None = None
     """A request ends as it is after this time; it may ask for less with `deadline_s`."""
     read_timeout_s: Seconds = 60.0
@@ -77,3 +89,10 @@ class ServerSettings(BaseModel):
     otlp_endpoint: Name | None = None
     """Where traces go over OTLP/HTTP, e.g. `http://localhost:4318/v1/traces` (needs the extra
     `otel`)."""
+
+    def image_source(self) -> ImageSource:
+        """Where images of requests may come from, and how large they may be."""
+        limits = ImageLimits(
+            int(self.max_image_mib * (1 << 20)), self.max_image_pixels, self.max_images
+        )
+        return ImageSource(limits, self.image_hosts)

@@ -1,0 +1,166 @@
+"""From an image to the numbers that a tower was trained on, as preprocessor_config.json says.
+
+The steps are those of transformers' image processors, computed with the same library (Pillow).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+
+import numpy as np
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from paddock.graph.dtype import Array
+from paddock.graph.errors import nearest
+from paddock.runtime.strict_json import TokenizerError, first_problem, read_object
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FILE = "preprocessor_config.json"
+_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+Side = Annotated[int, Field(gt=0, le=2**14)]
+Channels = Annotated[tuple[float, ...], Field(strict=False, min_length=1, max_length=4)]
+
+
+class Sizes(BaseModel):
+    """`height` and `width`, or one edge to which the other is kept in proportion."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    height: Side | None = None
+    width: Side | None = None
+    shortest_edge: Side | None = None
+    longest_edge: Side | None = None
+
+
+def _square(value: Any) -> Any:
+    return {"height": value, "width": value} if isinstance(value, int) else value
+
+
+class ImageProcessor(BaseModel):
+    """Resize, crop, rescale and normalise, each where the file says so."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+    do_resize: bool = True
+    size: Sizes
+    resample: int = Field(3, ge=0, le=5)  # of Pillow: 2 bilinear, 3 bicubic
+    do_center_crop: bool = False
+    crop_size: Annotated[Sizes, BeforeValidator(_square)] | None = None
+    do_rescale: bool = True
+    rescale_factor: float = Field(1 / 255, gt=0)
+    do_normalize: bool = True
+    image_mean: Channels
+    image_std: Channels
+
+    steps: ClassVar[frozenset[str]] = frozenset({"do_convert_rgb"})
+    """Beside the fields: what is done in any case."""
+
+    @model_validator(mode="after")
+    def _has_sizes(self) -> Self:
+        crop = self.crop_size
+        if self.do_center_crop and (crop is None or not crop.height or not crop.width):
+            raise ValueError("do_center_crop is true, and crop_size has no height and width")
+        if not (self.size.shortest_edge or (self.size.height and self.size.width)):
+            raise ValueError("size has neither height and width nor shortest_edge")
+        return self
+
+    def __call__(self, image: Image) -> Array:
+        """RGB -> f32 [channels, height, width]."""
+        from PIL.Image import Resampling
+
+        if self.do_resize:
+            size = self.resized(image.height, image.width)
+            image = image.resize(size[::-1], Resampling(self.resample))
+        pixels: Array = np.asarray(image).transpose(2, 0, 1)
+        if self.do_center_crop and self.crop_size is not None:
+            pixels = _cropped(pixels, self.crop_size.height or 1, self.crop_size.width or 1)
+        if self.do_rescale:
+            pixels = (pixels * np.float64(self.rescale_factor)).astype(np.float32)
+        pixels = pixels.astype(np.float32)
+        if self.do_normalize:
+            mean, std = (
+                np.asarray(v, np.float32)[:, None, None] for v in (self.image_mean, self.image_std)
+            )
+            pixels = (pixels - mean) / std
+        return pixels
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of an image after resizing."""
+        size = self.size
+        if size.height and size.width:
+            return size.height, size.width
+        short = size.shortest_edge or 1
+        longer = int(short * max(height, width) / min(height, width))
+        return (short, longer) if height <= width else (longer, short)
+
+
+def _cropped(pixels: Array, height: int, width: int) -> Array:
+    """The middle; where the image is smaller, black around it."""
+    _, rows, columns = pixels.shape
+    if rows < height or columns < width:
+        top, left = (max(a - b, 0) for a, b in ((height, rows), (width, columns)))
+        pad = ((0, 0), (-(-top // 2), top // 2), (-(-left // 2), left // 2))
+        pixels = np.pad(pixels, pad)
+        _, rows, columns = pixels.shape
+    top, left = (rows - height) // 2, (columns - width) // 2
+    return pixels[:, top : top + height, left : left + width]
+
+
+_CLIP = {
+    "size": {"shortest_edge": 224},
+    "crop_size": {"height": 224, "width": 224},
+    "do_center_crop": True,
+    "image_mean": _CLIP_MEAN,
+    "image_std": _CLIP_STD,
+}
+_HALF = (0.5, 0.5, 0.5)
+_SIGLIP = {"size": {"height": 224, "width": 224}, "image_mean": _HALF, "image_std": _HALF}
+KINDS: dict[str, tuple[type[ImageProcessor], dict[str, Any]]] = {
+    "CLIPImageProcessor": (ImageProcessor, _CLIP),
+    "LlavaImageProcessor": (ImageProcessor, _CLIP),
+    "SiglipImageProcessor": (ImageProcessor, _SIGLIP),
+}
+"""By `image_processor_type`: what reads it, and what files leave out."""
+
+
+def read_image_processor(folder: Path) -> ImageProcessor:
+    """As preprocessor_config.json says. Raises `TokenizerError`."""
+    file = folder / FILE
+    data = _settings(folder)
+    kind = str(data.get("image_processor_type") or data.get("feature_extractor_type"))
+    kind = kind.removesuffix("Fast").removesuffix("Pil")
+    if kind not in KINDS:
+        raise TokenizerError(
+            f"{file}: image_processor_type is {kind[:80]!r}, which is not among those that are"
+            f" known here{nearest(kind, KINDS)}: {', '.join(KINDS)}"
+        )
+    model, defaults = KINDS[kind]
+    said = {name: value for name, value in data.items() if value is not None}
+    if isinstance(said.get("size"), int):
+        said["size"] = {"shortest_edge": said["size"]}
+    for name, value in said.items():
+        known = name in model.model_fields or name in model.steps
+        if name.startswith("do_") and value and not known:
+            raise TokenizerError(
+                f"{file}: {name} is {value!r}, a step that images are not put through here"
+            )
+    try:
+        return model.model_validate(defaults | said)
+    except ValidationError as error:
+        raise TokenizerError(f"{file}: {first_problem(error)}") from None
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """Of the file of its own, or of the one that transformers 5 saves for all of a processor."""
+    if (folder / FILE).is_file():
+        return read_object(folder / FILE)
+    whole = folder / "processor_config.json"
+    found = read_object(whole).get("image_processor") if whole.is_file() else None
+    if not isinstance(found, dict):
+        raise TokenizerError(f"{folder / FILE}: is not there, which says what images are fed as")
+    return found
