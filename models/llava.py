@@ -60,13 +60,7 @@ class LlavaConfig(VisionLanguageConfig):
     }
     synonyms: ClassVar[Mapping[str, str]] = {"image_token_index": "image_token_id"}
     ignored: ClassVar[frozenset[str]] = frozenset(
-        # what follows from sizes, and what LLaVA's own code was told
-        {
-            "image_seq_length",
-            "image_grid_pinpoints",
-            "projector_type",
-            "use_image_newline_parameter",
-        }
+        {"ignore_index", "image_seq_length", "vocab_size"}  # of training, and what sizes say
     )
 
     @model_validator(mode="after")

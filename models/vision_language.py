@@ -67,7 +67,11 @@ class VisionLanguageConfig(ModelConfig):
     def read(cls, data: Mapping[str, Any], *, ignore: frozenset[str] = frozenset()) -> Self:
         parts = {"text_config": cls.text_parts, "vision_config": cls.vision_parts}
         found = {name: _part(data, name, kinds, ignore) for name, kinds in parts.items()}
-        return super().read({**data, **found}, ignore=ignore)
+        # transformers ties where either says so.
+        tied = any(getattr(c, "tie_word_embeddings", False) for c in found.values())
+        tied = tied or data.get("tie_word_embeddings") is True
+        own = {"tie_word_embeddings": True} if tied else {}
+        return super().read({**data, **found, **own}, ignore=ignore)
 
 
 def _part(

@@ -161,6 +161,8 @@ def read_architecture(recipe: Recipe, checkpoint: LocalCheckpoint) -> Architectu
     if found.task == "generate" and (
         asked == "embed" or (asked == "auto" and (checkpoint.folder / MODULES).is_file())
     ):
+        if found.image_form is not None:
+            raise RecipeError(f"{found.name} sees images, and is not pooled; use task=generate")
         found = replace(found, pooled=True)
     if asked not in ("auto", found.task):
         raise RecipeError(wrong_task(recipe, found.task, asked))

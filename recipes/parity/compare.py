@@ -92,9 +92,10 @@ def compare(
     checkpoint = pipeline.fetch(recipe)
     pipeline.import_plugins(recipe)
     architecture = pipeline.read_architecture(recipe, checkpoint)
-    if architecture.reads_source:
+    if architecture.reads_source or architecture.image_form is not None:
+        beside = "a source" if architecture.reads_source else "images"
         raise RecipeError(
-            f"{architecture.name} reads a source beside what it writes; compare runs decoders and"
+            f"{architecture.name} reads {beside} beside what it writes; compare runs decoders and"
             " encoders only"
         )
     theirs_name = twin or architecture.name

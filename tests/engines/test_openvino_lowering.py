@@ -106,6 +106,14 @@ CASES: dict[str, Build] = {
     "reshape": lambda c: F.reshape(tokens(c, 24), 4, 6),
     "reshape back": lambda c: F.reshape(tokens(c, 4, 6), 24),
     "gather rows": lambda c: F.gather(tokens(c, 24), c.tokens("rows", np.array([6, 0, 3, 3]))),
+    "replace rows": lambda c: F.replace_rows(
+        tokens(c, 24),
+        c.tokens("y", values(3, 24, seed=4)),
+        c.tokens("rows", np.array([2, -1, 0, -1, -1, 0, 1])),
+    ),
+    "replace no rows": lambda c: F.replace_rows(
+        tokens(c, 24), c.tokens("y", values(0, 24)), c.tokens("rows", np.full(7, -1))
+    ),
     "embedding": lambda c: F.gather(
         c.weight("table", values(50, 24)), c.tokens("ids", np.array([49, 0, 7]))
     ),

@@ -19,7 +19,7 @@ PAGE = ROOT / "docs" / "architectures.md"
 MEASURED = Path(__file__).with_name("encoder_errors.json")
 ASKED = {"generate": "text", "embed": "vectors", "classify": "labels"}
 NOT_THERE = (
-    "vision-language models (LLaVA, Qwen2-VL, Gemma 3 with images, SmolVLM)",
+    "Qwen2-VL, Gemma 3 with images, SmolVLM, LLaVA-NeXT and its relatives, Pixtral",
     "DeBERTa, GTE and Jina BERT",
 )
 HEAD = [

@@ -192,6 +192,10 @@ def test_split_concat_reshape_gather(dtype: DType) -> None:
     rows = np.array([4, 0, 0, 2])
     gathered = F.Gather().compute(x, rows)
     assert all((gathered[i] == x[row]).all() for i, row in enumerate(rows))
+    replaced = F.ReplaceRows().compute(x, gathered, np.array([-1, 0, -1, 3, -1]))
+    for row, source in enumerate((x[0], x[4], x[2], x[2], x[4])):
+        np.testing.assert_array_equal(replaced[row], source)
+    np.testing.assert_array_equal(F.ReplaceRows().compute(x, x[:0], np.full(5, -1)), x)
 
 
 @pytest.mark.parametrize("integers", [DType.I8, DType.I4])
@@ -282,7 +286,16 @@ def test_every_op_that_computes_is_tried_here() -> None:
     tried = {
         *(F.Add, F.Mul, F.Scale, F.Cast, F.Activation, F.Linear, F.RMSNorm, F.LayerNorm),
         *(F.Clamp, F.Fill),
-        *(F.RotaryAngles, F.Rotary, F.Split, F.Concat, F.Reshape, F.Gather, F.Dequantize),
+        *(
+            F.RotaryAngles,
+            F.Rotary,
+            F.Split,
+            F.Concat,
+            F.Reshape,
+            F.Gather,
+            F.ReplaceRows,
+            F.Dequantize,
+        ),
     }
     ours = {op for op in OPS.values() if op.__module__.startswith("paddock.graph.")}
     assert ours == tried | {*source, *collective, *elsewhere}

@@ -1,0 +1,190 @@
+"""Weight maps of models that see are total both ways on published names, at their real sizes.
+
+As the index files of these repositories have them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import pytest
+
+from paddock.graph import Mesh
+from paddock.models import registry
+from paddock.weights import TensorInfo, prove
+from tests.golden.make_names import unfold
+
+Folded = dict[str, list[int]]
+
+
+def llama(
+    prefix: str, *, layers: int, hidden: int, inner: int, q: int, kv: int, vocab: int
+) -> Folded:
+    layer = f"{prefix}.layers.{{0-{layers - 1}}}."
+    return {
+        f"{prefix}.embed_tokens.weight": [vocab, hidden],
+        f"{layer}input_layernorm.weight": [hidden],
+        f"{layer}post_attention_layernorm.weight": [hidden],
+        f"{layer}self_attn.q_proj.weight": [q, hidden],
+        f"{layer}self_attn.k_proj.weight": [kv, hidden],
+        f"{layer}self_attn.v_proj.weight": [kv, hidden],
+        f"{layer}self_attn.o_proj.weight": [hidden, q],
+        f"{layer}mlp.gate_proj.weight": [inner, hidden],
+        f"{layer}mlp.up_proj.weight": [inner, hidden],
+        f"{layer}mlp.down_proj.weight": [hidden, inner],
+        f"{prefix}.norm.weight": [hidden],
+    }
+
+
+def qwen2_biases(prefix: str, *, layers: int, q: int, kv: int) -> Folded:
+    layer = f"{prefix}.layers.{{0-{layers - 1}}}.self_attn."
+    sizes = {"q": q, "k": kv, "v": kv}
+    return {f"{layer}{part}_proj.bias": [size] for part, size in sizes.items()}
+
+
+def tower(
+    prefix: str, *, layers: int, hidden: int, inner: int, patch: int, positions: int
+) -> Folded:
+    """What CLIP's and SigLIP's have in common."""
+    layer = f"{prefix}.encoder.layers.{{0-{layers - 1}}}."
+    linear = {f"self_attn.{p}_proj": (hidden, hidden) for p in ("q", "k", "v", "out")}
+    linear |= {"mlp.fc1": (inner, hidden), "mlp.fc2": (hidden, inner)}
+    norms = [f"{layer}layer_norm1", f"{layer}layer_norm2", f"{prefix}.post_layernorm"]
+    return {
+        f"{prefix}.embeddings.patch_embedding.weight": [hidden, 3, patch, patch],
+        f"{prefix}.embeddings.position_embedding.weight": [positions, hidden],
+        **{f"{layer}{name}.weight": list(shape) for name, shape in linear.items()},
+        **{f"{layer}{name}.bias": [shape[0]] for name, shape in linear.items()},
+        **{f"{norm}.{part}": [hidden] for norm in norms for part in ("weight", "bias")},
+    }
+
+
+def projector(vision: int, hidden: int) -> Folded:
+    return {
+        "multi_modal_projector.linear_1.weight": [hidden, vision],
+        "multi_modal_projector.linear_1.bias": [hidden],
+        "multi_modal_projector.linear_2.weight": [hidden, hidden],
+        "multi_modal_projector.linear_2.bias": [hidden],
+    }
+
+
+_CLIP, _TEXT = "vision_tower.vision_model", "language_model.model"
+PUBLISHED: dict[str, tuple[dict[str, Any], Folded]] = {
+    "llava-hf/llava-1.5-7b-hf": (
+        {
+            "architectures": ["LlavaForConditionalGeneration"],
+            "ignore_index": -100,
+            "image_token_index": 32000,
+            "model_type": "llava",
+            "pad_token_id": 32001,
+            "projector_hidden_act": "gelu",
+            "text_config": {
+                "_name_or_path": "lmsys/vicuna-7b-v1.5",
+                "architectures": ["LlamaForCausalLM"],
+                "max_position_embeddings": 4096,
+                "model_type": "llama",
+                "rms_norm_eps": 1e-05,
+                "torch_dtype": "float16",
+                "vocab_size": 32064,
+            },
+            "tie_word_embeddings": False,
+            "torch_dtype": "float16",
+            "vision_config": {
+                "hidden_size": 1024,
+                "image_size": 336,
+                "intermediate_size": 4096,
+                "model_type": "clip_vision_model",
+                "num_attention_heads": 16,
+                "num_hidden_layers": 24,
+                "patch_size": 14,
+                "projection_dim": 768,
+                "vocab_size": 32000,
+            },
+            "vision_feature_layer": -2,
+            "vision_feature_select_strategy": "default",
+            "vocab_size": 32064,
+        },
+        llama(_TEXT, layers=32, hidden=4096, inner=11008, q=4096, kv=4096, vocab=32064)
+        | tower(_CLIP, layers=24, hidden=1024, inner=4096, patch=14, positions=577)
+        | projector(1024, 4096)
+        | {
+            "language_model.lm_head.weight": [32064, 4096],
+            f"{_CLIP}.embeddings.class_embedding": [1024],
+            f"{_CLIP}.pre_layrnorm.weight": [1024],
+            f"{_CLIP}.pre_layrnorm.bias": [1024],
+        },
+    ),
+    "llava-hf/llava-interleave-qwen-0.5b-hf": (
+        {
+            "architectures": ["LlavaForConditionalGeneration"],
+            "ignore_index": -100,
+            "image_token_index": 151646,
+            "model_type": "llava",
+            "projector_hidden_act": "gelu",
+            "text_config": {
+                "_name_or_path": "Qwen/Qwen1.5-0.5B-Chat",
+                "architectures": ["Qwen2ForCausalLM"],
+                "hidden_size": 1024,
+                "intermediate_size": 2816,
+                "max_window_layers": 21,
+                "model_type": "qwen2",
+                "num_attention_heads": 16,
+                "num_hidden_layers": 24,
+                "num_key_value_heads": 16,
+                "rope_theta": 1000000.0,
+                "tie_word_embeddings": True,
+                "torch_dtype": "bfloat16",
+                "vocab_size": 152000,
+            },
+            "torch_dtype": "float16",
+            "vision_config": {
+                "hidden_size": 1152,
+                "image_size": 384,
+                "intermediate_size": 4304,
+                "model_type": "siglip_vision_model",
+                "num_attention_heads": 16,
+                "num_hidden_layers": 26,
+                "patch_size": 14,
+                "vision_use_head": False,
+            },
+            "vision_feature_layer": -1,
+            "vision_feature_select_strategy": "full",
+        },
+        llama(_TEXT, layers=24, hidden=1024, inner=2816, q=1024, kv=1024, vocab=152000)
+        | qwen2_biases(_TEXT, layers=24, q=1024, kv=1024)
+        | tower(_CLIP, layers=26, hidden=1152, inner=4304, patch=14, positions=729)
+        | projector(1152, 1024)
+        | {f"{_CLIP}.embeddings.patch_embedding.bias": [1152]},
+    ),
+}
+
+
+@pytest.mark.parametrize("repo", PUBLISHED)
+def test_every_slot_and_every_tensor_has_its_other_side(repo: str) -> None:
+    config, names = PUBLISHED[repo]
+    architecture = registry.read(config)
+    slots = dict(architecture.build().named_parameters())
+    tensors = {name: TensorInfo(name, "BF16", shape) for name, shape in unfold(names).items()}
+    binding = prove(
+        slots,
+        tensors,
+        importlib.import_module(architecture.weight_map).HUGGING_FACE,
+        Mesh(),
+        tied=bool(getattr(architecture.config, "tie_word_embeddings", False)),
+    )
+    assert set(binding.slots) == set(slots)
+    assert not binding.ignored
+
+
+def test_images_take_the_places_of_as_many_tokens_as_published() -> None:
+    tokens = {}
+    for repo, (config, _) in PUBLISHED.items():
+        form = registry.read(config).image_form
+        assert form is not None
+        assert form.side is not None
+        tokens[repo] = (form.side // form.patch_size) ** 2 + form.class_token - form.first_row
+    assert tokens == {
+        "llava-hf/llava-1.5-7b-hf": 576,
+        "llava-hf/llava-interleave-qwen-0.5b-hf": 729,
+    }
