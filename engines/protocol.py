@@ -290,5 +290,11 @@ class CompiledEngine(Engine, Protocol):
     def why_not_here(self) -> str | None:
         """Why this machine cannot run it, or None."""
 
+    def refitted(self, weights: WeightSource) -> Engine:
+        """The same with other weights in the place of those that it holds.
+
+        Raises `BuildError`, also where this machine cannot.
+        """
+
     def open_interpreted(self, weights: WeightSource) -> Session:
         """What the compiler was given, evaluated in NumPy."""

@@ -62,6 +62,7 @@ CODE_OF_WEIGHTS = tuple(
 # search for each group's scale. Two cores, a checkpoint that is not in memory yet.
 BINDING_BYTES_S = {"none": 4e8, "int8": 2e8, "int4": 3e7}
 WEIGHTS_IN_PLAN = "weights in the plan"  # a part of the key of engines that compile
+FED, EXCHANGEABLE = "external", "refittable"  # its values of which a plan takes other weights
 CHUNKS_BYTES = 64 << 20  # what binding a rank holds at least
 GRAPH_BYTES = 215  # of a node in a graph's file
 COMPILING_S = 0.1  # for each layer: lowering, compiling twice (for the check, and to serve)
@@ -167,10 +168,11 @@ class Builder:
             f"build it instead: paddock build {self.recipe.name}"
             f" checkpoint={self.recipe.checkpoint}"
         )
-        if self.parts.get(WEIGHTS_IN_PLAN, "external") != "external":
+        how = self.parts.get(WEIGHTS_IN_PLAN, FED)
+        if how not in (FED, EXCHANGEABLE):
             raise BuildError(
                 f"{donor.folder.name}: its weights are constants of the plan (engine.weights="
-                f"{self.parts[WEIGHTS_IN_PLAN]}), and only weights that are fed can be exchanged;"
+                f"{how}), and only weights that are fed, or {EXCHANGEABLE}, can be exchanged;"
                 f" {advice}"
             )
         config = self.traced.architecture.config.model_dump(mode="json", exclude_none=True)
@@ -185,6 +187,13 @@ class Builder:
                 f"{self.recipe.checkpoint} is another model than {donor.folder.name} was built"
                 f" from: {'; '.join(told) or 'the graph changed'}; {advice}"
             )
+        if how == EXCHANGEABLE:
+            held = cast(CompiledEngine, self.kind.load(donor.folder / rank_folder(0)))
+            reason = held.why_not_here()
+            if reason is not None:
+                raise BuildError(
+                    f"{donor.folder.name}: its plan cannot be given other weights here: {reason}"
+                )
         others = changed - {"checkpoint", "weights"}
         if others:
             told = differences(
@@ -242,8 +251,7 @@ class Builder:
         else:
             with timed(self.timings, "copy"):
                 for rank in range(len(self.ranks)):
-                    place = rank_folder(rank)
-                    shutil.copytree(donor.folder / place, folder / place)
+                    self._refit_rank(donor.folder, folder, rank, weights[rank])
         check = None
         if self.recipe.verify:
             with timed(self.timings, "check"):
@@ -281,6 +289,16 @@ class Builder:
             "key_parts": self.parts,
             "seconds": round(time.perf_counter() - began, 2),
         }
+
+    def _refit_rank(self, donor: Path, folder: Path, rank: int, weights: BoundWeights) -> None:
+        """What a donor compiled for one rank, with these weights where it holds some."""
+        place = rank_folder(rank)
+        if self.parts.get(WEIGHTS_IN_PLAN) != EXCHANGEABLE:
+            shutil.copytree(donor / place, folder / place)
+            return
+        refitted = cast(CompiledEngine, self.kind.load(donor / place)).refitted(weights)
+        (folder / place).mkdir()
+        refitted.save(folder / place)
 
     def _compile_ranks(self, folder: Path, weights: Sequence[BoundWeights]) -> None:
         """Each rank's part, several at a time as far as the memory allows."""

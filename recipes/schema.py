@@ -49,8 +49,9 @@ class EngineSettings(Settings):
     target: Names | None = None
     """tensorrt: GPUs to compile for, e.g. [sm80,sm89]; None, as auto: the machine's own, or all
     that run the dtype where it has none."""
-    weights: Literal["external", "embedded"] | None = None
-    """tensorrt: fed to the plan (None, as external), or constants in it."""
+    weights: Literal["external", "embedded", "refittable"] | None = None
+    """tensorrt: fed to the plan (None, as external), or constants in it, which `paddock refit` can
+    exchange where they are refittable."""
     precision: Literal["auto", "fp8"] | None = None
     """cuda: fp8 keeps the matrices of products as e4m3, made when the engine opens, and multiplies
     them with activations in e4m3; None, as auto: the dtype's."""

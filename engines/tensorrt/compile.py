@@ -15,15 +15,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from paddock.engines.protocol import BuildError
+from paddock.engines.protocol import BuildError, WeightSource
 from paddock.engines.tensorrt import flavours
 from paddock.engines.tensorrt.bounds import Bounds
 from paddock.engines.tensorrt.compiler_log import CompilerLog
 from paddock.engines.tensorrt.definition import compile_plan, define
-from paddock.engines.tensorrt.lowering import NetworkWeights
 from paddock.engines.tensorrt.plan import GRAPH, LOG, Plan
 from paddock.engines.tensorrt.subprocess_build import FAILURE, REQUEST
-from paddock.engines.tensorrt.weights import EmbeddedWeights, ExternalWeights
+from paddock.engines.tensorrt.weights import EXTERNAL, weights_in_plan
 from paddock.graph import Graph, PaddockError
 from paddock.graph.serialize import from_json
 
@@ -46,12 +45,13 @@ def main(folder: Path, progress_fd: int) -> int:
 def _compile(request: dict[str, Any], graph: Graph, folder: Path, tell: Any) -> None:
     flavour = flavours.find(request["package"])
     bounds = Bounds(**request["bounds"])
-    weights: NetworkWeights = ExternalWeights()
-    if request["weights"] == "embedded":
+    source: WeightSource | None = None
+    if request["weights"] != EXTERNAL:
         from paddock.weights.bound import BoundWeights
 
         place, checkpoint = request["bound"]
-        weights = EmbeddedWeights(BoundWeights.open(place, checkpoint or None))
+        source = BoundWeights.open(place, checkpoint or None)
+    weights = weights_in_plan(request["weights"], source)
     log = CompilerLog(flavour, folder / LOG)
     began = time.perf_counter()
     definition = define(graph, bounds, weights, flavour, log, ranks=request["ranks"])

@@ -71,6 +71,8 @@ def compile_plan(
         config.set_preview_feature(trt.PreviewFeature.MULTIDEVICE_RUNTIME_10_16, True)
     if state.graph.dtype is DType.F32:
         config.clear_flag(trt.BuilderFlag.TF32)  # f32 here means all 24 bits
+    if state.network.refittable:
+        config.set_flag(trt.BuilderFlag.REFIT_INDIVIDUAL)
     for profile in (CONTEXT, GENERATION):
         config.add_optimization_profile(_profile(definition, profile))
     config.progress_monitor = monitor = _monitor(trt, progress)

@@ -20,13 +20,19 @@ from paddock.engines.tensorrt.compiler_log import CompilerLog
 from paddock.engines.tensorrt.definition import Definition
 from paddock.engines.tensorrt.definition import define as lowered
 from paddock.engines.tensorrt.flavours import Flavour
-from paddock.engines.tensorrt.lowering import NetworkWeights, lowers
+from paddock.engines.tensorrt.lowering import lowers
 from paddock.engines.tensorrt.plan import Plan, kernels_in
 from paddock.engines.tensorrt.plugin import is_plugin, require_a_form
 from paddock.engines.tensorrt.runtime import open_on_gpu
 from paddock.engines.tensorrt.session import TensorRTSession
 from paddock.engines.tensorrt.subprocess_build import Progress, Request, compile_in_subprocess
-from paddock.engines.tensorrt.weights import EmbeddedWeights, ExternalWeights
+from paddock.engines.tensorrt.weights import (
+    EMBEDDED,
+    EXTERNAL,
+    REFITTABLE,
+    ExternalWeights,
+    weights_in_plan,
+)
 from paddock.graph import DType, Graph, GraphError
 from paddock.graph.ops import (
     Attention,
@@ -47,7 +53,6 @@ CAPABILITIES = Capabilities(
     gpu=True,
     compiles=True,
 )
-EXTERNAL, EMBEDDED = "external", "embedded"
 _STEP = tuple(field.name for field in fields(StepInputs))
 
 
@@ -73,8 +78,8 @@ def compile(
 ) -> TensorRTEngine:
     """Compile a traced graph in a process of its own.
 
-    `options`: flavour, target, weights (external or embedded), max_context, max_sequences,
-    max_tokens_per_step, ranks. `weights` are what is embedded. Raises `BuildError`.
+    `options`: flavour, target, weights (external, embedded or refittable), max_context,
+    max_sequences, max_tokens_per_step, ranks. `weights` are what is embedded. Raises `BuildError`.
     """
     request = prepare(graph, options)
     return TensorRTEngine(compile_in_subprocess(request, weights, progress))
@@ -110,7 +115,8 @@ def define(graph: Graph, options: Mapping[str, Any]) -> TensorRTEngine:
 
 def check_target(dtypes: Sequence[DType], options: Mapping[str, Any]) -> None:
     """Raise `BuildError` where there is no compiler, or none of these types for these targets."""
-    _chosen(dtypes, options)
+    flavour, _ = _chosen(dtypes, options)
+    _check_weights(str(options.get("weights") or EXTERNAL), flavour)
 
 
 def key_parts(graph: Graph, options: Mapping[str, Any]) -> dict[str, str]:
@@ -137,7 +143,7 @@ def estimate(graph: Graph, options: Mapping[str, Any], weight_bytes: int) -> Com
     _, chosen = _chosen(types_of(graph), options)
     if graph.dtype is DType.F16 and ("sm75" in chosen or len(types_of(graph)) > 1):
         plan *= 1.35 if len(types_of(graph)) == 1 else 1.55
-    if (options.get("weights") or EXTERNAL) == EMBEDDED:
+    if (options.get("weights") or EXTERNAL) != EXTERNAL:
         plan += 0.9 * weight_bytes
         memory += 3.7 * weight_bytes
     return CompileEstimate(
@@ -171,8 +177,7 @@ def prepare(graph: Graph, options: Mapping[str, Any]) -> Request:
             )
     _check_heads(graph)
     how = str(options.get("weights") or EXTERNAL)
-    if how not in (EXTERNAL, EMBEDDED):
-        raise BuildError(f"engine.weights is {how!r}, expected {EXTERNAL} or {EMBEDDED}")
+    _check_weights(how, flavour)
     return Request(
         graph=graph,
         package=flavour.package,
@@ -181,6 +186,19 @@ def prepare(graph: Graph, options: Mapping[str, Any]) -> Request:
         weights=how,
         ranks=int(options.get("ranks") or 1),
     )
+
+
+def _check_weights(how: str, flavour: Flavour) -> None:
+    if how not in (EXTERNAL, EMBEDDED, REFITTABLE):
+        raise BuildError(
+            f"engine.weights is {how!r}, expected {EXTERNAL}, {EMBEDDED} or {REFITTABLE}"
+        )
+    if how == REFITTABLE and not gpu.driver().gpus:
+        raise BuildError(
+            f"engine.weights={REFITTABLE}: {flavour.label} compiles plans whose own weights can be"
+            f" exchanged only where there is a GPU, and {gpu.driver().problem};"
+            f" engine.weights={EXTERNAL}, the default, feeds a plan its weights, and any fit it"
+        )
 
 
 def _check_heads(graph: Graph) -> None:
@@ -247,6 +265,12 @@ class TensorRTEngine:
 
         return why_not(self.plan)
 
+    def refitted(self, weights: WeightSource) -> TensorRTEngine:
+        """The same with other weights in its plan, on a GPU that runs it. Raises `BuildError`."""
+        from paddock.engines.tensorrt.refit import refitted
+
+        return TensorRTEngine(refitted(self.plan, weights))
+
     def open_interpreted(self, weights: WeightSource) -> TensorRTSession:
         """A session that evaluates the plan's network in NumPy: slow, and needs no GPU."""
         from paddock.engines.tensorrt.interpreted import interpreted_session
@@ -257,9 +281,6 @@ class TensorRTEngine:
 
 def define_again(plan: Plan, flavour: Flavour, weights: WeightSource | None) -> Definition:
     """The network that a plan was compiled from."""
-    kind: NetworkWeights = ExternalWeights()
-    if plan.weights == EMBEDDED:
-        assert weights is not None
-        kind = EmbeddedWeights(weights)
+    kind = weights_in_plan(plan.weights, weights)
     log = CompilerLog(flavour)
     return lowered(plan.graph, plan.bounds, kind, flavour, log, ranks=plan.ranks)

@@ -38,7 +38,8 @@ Layer = Any  # an ILayer
 
 
 class CheckedNetwork:
-    """Layers by name, each checked; `constants` are the arrays that TensorRT only refers to.
+    """Layers by name, each checked; `constants` are the arrays that TensorRT only refers to,
+    `refittable` the names of those that a plan may be given anew.
 
     Layer names are `module path:op`, with a number where a node becomes several layers; each
     carries its node's path, source line and op as JSON in `metadata`.
@@ -47,6 +48,7 @@ class CheckedNetwork:
     def __init__(self, flavour: Flavour, log: CompilerLog, network: Any) -> None:
         self.flavour, self.log, self.raw = flavour, log, network
         self.constants: dict[str, Array] = {}
+        self.refittable: list[str] = []
         self._kept: list[object] = []
         self._node: Node | None = None
         self._weights: tuple[str, ...] = ()
@@ -175,10 +177,18 @@ class CheckedNetwork:
         if tensor.name != name or not tensor.is_network_output:
             raise self._error("output", f"{name!r} was not taken")
 
-    def constant(self, array: Array, dtype: DType, shape: Sequence[int] | None = None) -> Tensor:
+    def constant(
+        self,
+        array: Array,
+        dtype: DType,
+        shape: Sequence[int] | None = None,
+        *,
+        refit_as: str | None = None,
+    ) -> Tensor:
         """A constant over the bytes of an array, which must not change until the build is done.
 
-        i4 comes packed two a byte along the last axis, with the unpacked `shape`.
+        i4 comes packed two a byte along the last axis, with the unpacked `shape`. `refit_as`: the
+        name under which a plan can be given other values for it.
         """
         shape = tuple(array.shape if shape is None else shape)
         array = np.ascontiguousarray(array)  # gives scalars an axis
@@ -187,7 +197,19 @@ class CheckedNetwork:
         weights = self.flavour.module.Weights(self.dtype(dtype), array.ctypes.data, count)
         layer = self.layer("constant", shape, weights)
         self.constants[layer.name] = array
+        if refit_as is not None:
+            self._mark_refittable(weights, refit_as)
         return self.output(layer)
+
+    def _mark_refittable(self, weights: Any, name: str) -> None:
+        for taken in (
+            self.raw.set_weights_name(weights, name),
+            self.raw.mark_weights_refittable(name),
+            self.raw.are_weights_marked_refittable(name),
+        ):
+            if not taken:
+                raise self._error("constant", f"{name!r} cannot be made refittable")
+        self.refittable.append(name)
 
     def keep(self, held: object) -> None:
         """For as long as the network lives, which may only refer to it."""

@@ -47,7 +47,7 @@ class Plan:
     version: str
     targets: tuple[str, ...]
     weights: str
-    """external or embedded"""
+    """external, embedded or refittable"""
     ranks: int
     bounds: Bounds
     inputs: tuple[NetworkInput, ...]
@@ -66,13 +66,14 @@ class Plan:
         return self.graph.outputs[0].type.size(-1)
 
     @cached_property
-    def _weights(self) -> dict[str, Weight]:
+    def weights_by_name(self) -> dict[str, Weight]:
+        """What the graph reads, by the names of network inputs and of refittable constants."""
         ops = (n.op for n in self.graph.find(Weight))
         return {input_name(op): op for op in ops if isinstance(op, Weight)}
 
     def weight(self, given: NetworkInput) -> Weight:
         """The graph's weight that is fed to an input."""
-        return self._weights[given.name]
+        return self.weights_by_name[given.name]
 
     def save(self, folder: Path) -> None:
         (folder / PLAN).write_bytes(self.data)

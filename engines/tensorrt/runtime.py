@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from paddock.engines.protocol import BuildError, WeightSource
@@ -54,13 +55,20 @@ def why_not(plan: Plan) -> str | None:
     return None
 
 
-def open_on_gpu(plan: Plan, weights: WeightSource) -> TensorRTSession:
-    """Deserialize, make a context a profile, upload the weights. Raises `BuildError`."""
-    reason = why_not(plan)
-    if reason is not None:
-        raise BuildError(f"this engine cannot run here: {reason}")
+@dataclass(frozen=True)
+class Opened:
+    """A plan that TensorRT has read. `runtime` and `log` must outlive the engine."""
+
+    flavour: Flavour
+    log: CompilerLog
+    runtime: Any
+    engine: Any
+
+
+def read(plan: Plan) -> Opened:
+    """Deserialize. Raises `BuildError` where this machine or TensorRT cannot."""
+    _require_here(plan)
     flavour = flavours.find(plan.package)
-    device = CupyDevice()
     log = CompilerLog(flavour)
     if any(is_plugin(node.op, flavour) for node in plan.graph.nodes):
         register(flavour)
@@ -68,9 +76,24 @@ def open_on_gpu(plan: Plan, weights: WeightSource) -> TensorRTSession:
     engine = runtime.deserialize_cuda_engine(plan.data)
     if engine is None:
         raise BuildError(f"{PLAN}: {flavour.label} cannot read it; build again\n{log.words()}")
+    return Opened(flavour, log, runtime, engine)
+
+
+def _require_here(plan: Plan) -> None:
+    reason = why_not(plan)
+    if reason is not None:
+        raise BuildError(f"this engine cannot run here: {reason}")
+
+
+def open_on_gpu(plan: Plan, weights: WeightSource) -> TensorRTSession:
+    """Deserialize, make a context a profile, upload the weights. Raises `BuildError`."""
+    _require_here(plan)
+    device = CupyDevice()
+    opened = read(plan)
+    flavour, log, engine = opened.flavour, opened.log, opened.engine
     contexts = [_context(flavour, engine, number, log) for number in range(len(PROFILES))]
     session = TensorRTSession(plan, engine, contexts, weights, device)
-    session.keeps = (runtime, log)
+    session.keeps = (opened,)
     return session
 
 

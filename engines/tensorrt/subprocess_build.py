@@ -17,6 +17,7 @@ from paddock.engines.protocol import BuildError, WeightSource
 from paddock.engines.tensorrt.bounds import Bounds
 from paddock.engines.tensorrt.plan import GRAPH, LOG, Plan
 from paddock.engines.tensorrt.plugin import modules_of
+from paddock.engines.tensorrt.weights import EXTERNAL
 from paddock.graph import Graph
 from paddock.graph.serialize import to_json
 
@@ -59,7 +60,7 @@ def compile_in_subprocess(
         folder = Path(name)
         (folder / GRAPH).write_text(to_json(request.graph), "utf-8")
         told = request.as_json()
-        if request.weights == "embedded":
+        if request.weights != EXTERNAL:
             told["bound"] = _places(weights)
         (folder / REQUEST).write_text(json.dumps(told), "utf-8")
         status = _run(folder, progress)

@@ -1,4 +1,4 @@
-"""Two ways for weights to come into a network."""
+"""The ways for weights to come into a network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from paddock.graph.ops import Weight
 from paddock.graph.tensor import fixed
 
 if TYPE_CHECKING:
-    from paddock.engines.tensorrt.lowering import Lowering
+    from paddock.engines.tensorrt.lowering import Lowering, NetworkWeights
+
+
+EXTERNAL, EMBEDDED, REFITTABLE = "external", "embedded", "refittable"
 
 
 class ExternalWeights:
@@ -27,18 +30,28 @@ class ExternalWeights:
 class EmbeddedWeights:
     """Constants over the bound weights, which the compiler copies into the plan.
 
-    Constants are only referred to until the build is done; the network keeps them.
+    Constants are only referred to until the build is done; the network keeps them. `refittable`
+    ones are known by name in the plan, where others can take their place (`refit.py`).
     """
 
-    def __init__(self, source: WeightSource) -> None:
-        self._source = source
+    def __init__(self, source: WeightSource, *, refittable: bool = False) -> None:
+        self._source, self._refittable = source, refittable
 
     def tensor(self, state: Lowering, weight: Weight, shape: tuple[int, ...]) -> Tensor:
         def make() -> Tensor:
             array = stored(self._source, weight)
-            return state.network.constant(array, weight.dtype, shape)
+            name = input_name(weight) if self._refittable else None
+            return state.network.constant(array, weight.dtype, shape, refit_as=name)
 
         return state.once(("weight", input_name(weight)), make)
+
+
+def weights_in_plan(how: str, source: WeightSource | None) -> NetworkWeights:
+    """By the setting `engine.weights`."""
+    if how == EXTERNAL:
+        return ExternalWeights()
+    assert source is not None
+    return EmbeddedWeights(source, refittable=how == REFITTABLE)
 
 
 def input_name(weight: Weight) -> str:

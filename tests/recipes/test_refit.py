@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,13 @@ from safetensors.numpy import load_file, save_file
 
 from paddock.__main__ import main
 from paddock.engines import openvino
-from paddock.engines.protocol import BuildError
-from paddock.engines.tensorrt import flavours
+from paddock.engines.protocol import BuildError, WeightSource
+from paddock.engines.tensorrt import engine as tensorrt_engine
+from paddock.engines.tensorrt import flavours, gpu
+from paddock.engines.tensorrt.gpu import Gpu
+from paddock.engines.tensorrt.plan import Plan
+from paddock.engines.tensorrt.subprocess_build import Request
+from paddock.engines.tensorrt.weights import nbytes
 from paddock.recipes import pipeline
 from paddock.recipes.build_cache import BuildCache
 from paddock.recipes.compose import compose
@@ -22,8 +28,14 @@ from paddock.recipes.errors import RecipeError
 from paddock.recipes.shelf import Entry
 from paddock.runtime.sampling_params import SamplingParams
 from paddock.weights.errors import WeightError
+from tests.engines.tensorrt.networks import defined
+from tests.engines.tensorrt.refitter_double import ADA, installed, readable
 
 Copy = Callable[..., Path]
+RTX = pytest.mark.skipif(
+    "tensorrt_rtx" not in flavours.installed(),
+    reason="tensorrt_rtx is not installed (`make tensorrt` installs it)",
+)
 GREEDY = SamplingParams(max_tokens=16, temperature=0.0)
 
 
@@ -149,10 +161,7 @@ def test_the_command(home: Path, other: Path, capsys: pytest.CaptureFixture[str]
     assert main(["refit", "demo-none", "--checkpoint", str(other)]) == 1
 
 
-@pytest.mark.skipif(
-    "tensorrt_rtx" not in flavours.installed(),
-    reason="tensorrt_rtx is not installed (`make tensorrt` installs it)",
-)
+@RTX
 def test_a_plan_is_taken_as_it_is_unless_it_holds_its_weights(home: Path, other: Path) -> None:
     rtx = ("engine=tensorrt", "engine.flavour=tensorrt_rtx", "engine.target=[sm89]")
     first = built(*rtx)
@@ -164,3 +173,35 @@ def test_a_plan_is_taken_as_it_is_unless_it_holds_its_weights(home: Path, other:
     embedded = built(*rtx, "engine.weights=embedded")
     with pytest.raises(BuildError, match=r"constants of the plan \(engine\.weights=embedded\)"):
         pipeline.refit(donor(embedded), str(other))
+
+
+@RTX
+def test_a_plan_that_holds_its_weights_is_given_others(
+    home: Path, other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With doubles of a GPU, and of TensorRT's compiler, runtime and Refitter."""
+    flavour = flavours.find("tensorrt_rtx")
+    installed(flavour, monkeypatch)
+
+    def compiled(request: Request, weights: WeightSource, progress: Any) -> Plan:
+        plan, _ = defined(flavour, request, weights, how=request.weights)
+        return readable(replace(plan, data=b"compiled")).plan
+
+    monkeypatch.setattr(tensorrt_engine, "compile_in_subprocess", compiled)
+    overrides = ("engine=tensorrt", "engine.weights=refittable", "verify=false")
+    first = built(*overrides)
+    refitted = pipeline.refit(donor(first), str(other))
+    assert refitted.reasons == [f"refitted from {first.folder.name}"]
+    assert built(*overrides, f"checkpoint={other}").cached
+    held = Plan.load(refitted.folder / "rank-0")
+    slots = load_file(other / "model.safetensors")
+    assert slots["model.norm.weight"].astype(np.float32).tobytes() in held.data
+    assert len(held.data) == sum(nbytes(w) for w in held.weights_by_name.values())
+    assert Plan.load(first.folder / "rank-0").data == b"compiled"
+
+    ampere = replace(ADA, gpus=(Gpu("NVIDIA A10", "sm86"),))
+    monkeypatch.setattr(gpu, "driver", lambda: ampere)
+    bound = list((home / "weights").iterdir())
+    with pytest.raises(BuildError, match=r"cannot be given other weights here: .* is sm86; the"):
+        pipeline.refit(donor(first), "paddock/demo")
+    assert list((home / "weights").iterdir()) == bound

@@ -18,11 +18,10 @@ from paddock.engines.tensorrt.engine import prepare
 from paddock.engines.tensorrt.flavours import Flavour
 from paddock.engines.tensorrt.interpreted import HostDevice, interpreted_session
 from paddock.engines.tensorrt.interpreter import Collective
-from paddock.engines.tensorrt.lowering import NetworkWeights
 from paddock.engines.tensorrt.plan import Plan
 from paddock.engines.tensorrt.session import TensorRTSession
 from paddock.engines.tensorrt.subprocess_build import Request
-from paddock.engines.tensorrt.weights import EmbeddedWeights, ExternalWeights
+from paddock.engines.tensorrt.weights import EMBEDDED, EXTERNAL, weights_in_plan
 from paddock.graph import Array, DType, Graph, Mesh, Module, QuantFormat
 from paddock.layers import quantize, trace
 from paddock.models import registry
@@ -91,10 +90,15 @@ class Model:
 
 
 def defined(
-    flavour: Flavour, request: Request, weights: WeightSource | None = None
+    flavour: Flavour,
+    request: Request,
+    weights: WeightSource | None = None,
+    *,
+    how: str = EMBEDDED,
 ) -> tuple[Plan, Definition]:
-    """A plan that is not compiled, and its network; with `weights` they are embedded."""
-    kind: NetworkWeights = ExternalWeights() if weights is None else EmbeddedWeights(weights)
+    """A plan that is not compiled, and its network; with `weights` they are in it."""
+    how = EXTERNAL if weights is None else how
+    kind = weights_in_plan(how, weights)
     definition = lowered(
         request.graph,
         request.bounds,
@@ -107,7 +111,7 @@ def defined(
         package=flavour.package,
         version=flavour.version,
         targets=request.targets,
-        weights="external" if weights is None else "embedded",
+        weights=how,
         ranks=request.ranks,
         bounds=request.bounds,
         inputs=tuple(definition.state.inputs.values()),
