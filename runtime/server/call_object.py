@@ -8,7 +8,7 @@ from enum import Enum
 from paddock.runtime.server.json_scanner import ValueScanner
 from paddock.runtime.server.tool_deltas import CallArguments, CallBegins, Content, Delta
 
-NAME_KEYS = ("name",)
+NAME_KEYS = ("name", "tool_name")
 ARGUMENT_KEYS = ("arguments", "parameters")
 
 

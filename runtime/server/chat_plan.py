@@ -22,6 +22,7 @@ from paddock.runtime.server.chat_schema import (
     TextPart,
     Tool,
 )
+from paddock.runtime.server.harmony import HarmonyReasoning
 from paddock.runtime.server.reasoning import ReasoningTokens
 from paddock.runtime.server.sampling_fields import sampling_params
 from paddock.runtime.server.served import Served
@@ -54,15 +55,19 @@ class Reading:
     """The prompt has begun the reasoning."""
     special: bool
     """Special tokens are part of the text."""
+    functions: tuple[tool_formats.Function, ...] = ()
+    """Those that may be called."""
 
     def parser(self) -> OutputParser:
-        calls = tool_formats.parser(self.tool_format)
+        calls = tool_formats.parser(self.tool_format, self.functions)
         if not self.reasons:
             return calls
         return reasoning.ReasoningParser(calls, opened=self.opened)
 
-    def reasoning_tokens(self, texts: TokenTexts) -> ReasoningTokens | None:
+    def reasoning_tokens(self, texts: TokenTexts) -> ReasoningTokens | HarmonyReasoning | None:
         """A count for one sequence; None: there is nothing to count."""
+        if self.tool_format == "harmony":
+            return HarmonyReasoning(texts)
         if not self.reasons:
             return None
         return ReasoningTokens(texts, opened=self.opened, special=self.special)
@@ -86,9 +91,11 @@ def plan(body: ChatRequest, served: ServedModel, request_id: str) -> ChatPlan:
     prompt = _prompt(body, served, tools)
     token_ids = _token_ids(prompt, body.messages, served)
     template = served.tokenizer.chat_templates.select(with_tools=bool(tools))
-    tool_format = served.tool_format(template) if tools else "none"
+    tool_format = served.tool_format(template)
+    if not tools and tool_format != "harmony":  # which tells reasoning from the answer as well
+        tool_format = "none"
     settings = body.sampling_settings()
-    if tool_format in ("mistral", "llama3_json"):  # their markers are special tokens
+    if tool_formats.shows_special_tokens(tool_format):
         settings.setdefault("skip_special_tokens", False)
     most = body.max_completion_tokens or body.max_tokens
     if most is not None:
@@ -101,6 +108,10 @@ def plan(body: ChatRequest, served: ServedModel, request_id: str) -> ChatPlan:
         reasons=served.reasons(template) and not prompt.rstrip().endswith(reasoning.CLOSING),
         opened=reasoning.prompt_opens_reasoning(prompt),
         special=not params.skip_special_tokens,
+        functions=tuple(
+            tool_formats.Function(tool.function.name, tool.function.parameters or {})
+            for tool in tools
+        ),
     )
     wanted = _structure(body, served, tools, reading)
     if wanted is not None:

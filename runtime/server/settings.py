@@ -76,9 +76,24 @@ class ServerSettings(BaseModel):
     stall_s: Seconds = 30.0
     """`/health` is 503 when a step takes longer than this."""
 
-    tool_format: Literal["auto", "hermes", "llama3_json", "mistral", "pythonic", "json", "none"] = (
-        "auto"
-    )
+    tool_format: Literal[
+        "auto",
+        "hermes",
+        "llama3_json",
+        "mistral",
+        "pythonic",
+        "harmony",
+        "deepseek",
+        "glm",
+        "qwen_coder",
+        "granite",
+        "jamba",
+        "command",
+        "nemotron",
+        "internlm",
+        "json",
+        "none",
+    ] = "auto"
     """How the model writes tool calls; auto: as its chat template shows."""
     reasoning: Literal["auto", "think", "none"] = "auto"
     """Whether text in <think> is told apart as reasoning; auto: as the chat template shows."""

@@ -14,8 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from paddock.runtime.grammar import JSON_FORM
+from paddock.runtime.server import deepseek_calls, tagged_calls
 from paddock.runtime.server.call_object import CallObject
+from paddock.runtime.server.harmony import Harmony
 from paddock.runtime.server.json_scanner import ValueScanner
+from paddock.runtime.server.listed_calls import ListedCalls
+from paddock.runtime.server.tagged_calls import TaggedCalls
 from paddock.runtime.server.tool_deltas import (
     CallArguments,
     CallBegins,
@@ -337,22 +341,96 @@ class Plain:
         return []
 
 
-FORMATS = ("hermes", "llama3_json", "mistral", "pythonic", "json", "none")
+class OrObjects:
+    """A form of its own, or JSON objects: those are what a grammar lets a model write."""
+
+    def __init__(self, own: OutputParser) -> None:
+        self._own = own
+        self._chosen: OutputParser | None = None
+        self._space: list[str] = []
+
+    def push(self, text: str) -> list[Delta]:
+        """See `OutputParser`."""
+        if self._chosen is None:
+            start = text.lstrip()
+            self._space.append(text)
+            if not start:
+                return []
+            self._chosen = BareCalls() if start.startswith("{") else self._own
+            text = "".join(self._space)
+        return self._chosen.push(text)
+
+    def finish(self) -> list[Delta]:
+        """See `OutputParser`."""
+        if self._chosen is None:
+            return [*self._own.push("".join(self._space)), *self._own.finish()]
+        return self._chosen.finish()
+
+
+FORMATS = (
+    "hermes",
+    "llama3_json",
+    "mistral",
+    "pythonic",
+    "harmony",
+    "deepseek",
+    "glm",
+    "qwen_coder",
+    "granite",
+    "jamba",
+    "command",
+    "nemotron",
+    "internlm",
+    "json",
+    "none",
+)
+_SHOWN_BY = {
+    "<|channel|>": "harmony",
+    "[TOOL_CALLS]": "mistral",
+    deepseek_calls.CALL_BEGIN: "deepseek",
+    "<arg_key>": "glm",
+    "<function=": "qwen_coder",
+    "<|START_ACTION|>": "command",
+    "<|tool_call|>": "granite",
+    "<tool_calls>": "jamba",
+    "<TOOLCALL>": "nemotron",
+    "<|action_start|>": "internlm",
+    "<tool_call>": "hermes",
+    "<|python_tag|>": "llama3_json",
+    '"parameters": ': "llama3_json",
+}
+"""What in a chat template shows which format; the first that is there decides."""
+_OPENINGS = {
+    "deepseek": [deepseek_calls.CALLS_BEGIN, deepseek_calls.CALL_BEGIN],
+    "glm": ["<tool_call>"],
+    "qwen_coder": ["<tool_call>", "<function="],
+    "granite": ["<|tool_call|>"],
+    "jamba": ["<tool_calls>"],
+    "command": ["<|START_ACTION|>"],
+    "nemotron": ["<TOOLCALL>"],
+    "internlm": ["<|action_start|>"],
+    "harmony": ["<|channel|>"],
+}
 
 
 def detect(template: str) -> str:
     """The format that a chat template shows; `json` where it shows none that is known."""
-    if "[TOOL_CALLS]" in template:
-        return "mistral"
-    if "<tool_call>" in template:
-        return "hermes"
-    if "<|python_tag|>" in template or '"parameters": ' in template:
-        return "llama3_json"
-    return "json"
+    return next((name for mark, name in _SHOWN_BY.items() if mark in template), "json")
 
 
-def parser(format_name: str) -> OutputParser:
-    """A fresh parser."""
+def shows_special_tokens(format_name: str) -> bool:
+    """Whether the format's markers may be special tokens, which have to be part of the text."""
+    return format_name not in ("hermes", "pythonic", "json", "none")
+
+
+def parser(format_name: str, functions: Sequence[Function] = ()) -> OutputParser:
+    """A fresh parser. `functions`: those that may be called, none: the text is no grammar's."""
+    own = _own_parser(format_name, functions)
+    return OrObjects(own) if functions and format_name in _OPENINGS else own
+
+
+def _own_parser(format_name: str, functions: Sequence[Function]) -> OutputParser:
+    schemas = {function.name: function.parameters for function in functions}
     match format_name:
         case "hermes":
             return MarkedCalls("<tool_call>", "</tool_call>")
@@ -362,6 +440,25 @@ def parser(format_name: str) -> OutputParser:
             return MistralCalls()
         case "pythonic":
             return PythonicCalls()
+        case "harmony":
+            return Harmony()
+        case "deepseek":
+            return deepseek_calls.DeepSeekCalls()
+        case "glm":
+            return TaggedCalls(tagged_calls.GLM, schemas)
+        case "qwen_coder":
+            return TaggedCalls(tagged_calls.QWEN_CODER, schemas)
+        case "granite":
+            return ListedCalls("<|tool_call|>", "<|/tool_call|>")
+        case "jamba":
+            return ListedCalls("<tool_calls>", "</tool_calls>")
+        case "nemotron":
+            return ListedCalls("<TOOLCALL>", "</TOOLCALL>")
+        case "command":
+            hidden = ("<|START_RESPONSE|>", "<|END_RESPONSE|>")
+            return ListedCalls("<|START_ACTION|>", "<|END_ACTION|>", hidden)
+        case "internlm":
+            return MarkedCalls("<|action_start|><|plugin|>", "<|action_end|>")
         case _:
             return Plain()
 
@@ -409,7 +506,13 @@ def words(format_name: str, tokenizer: Tokenizer) -> str:
         case "none":
             return "words: /(?s:.*)/\n"
         case _:  # a text that begins like a call is one
-            return "words: WORDS?\nWORDS: /\\s*[^\\s;,\\[{<](?s:.*)/\n"
+            markers = [_marker(text, tokenizer) for text in _OPENINGS.get(format_name, ())]
+            without = "".join(
+                f" & ~/(?s:.*){re.escape(json.loads(marker))}(?s:.*)/"
+                for marker in markers
+                if not marker.startswith("<[")  # no text contains it
+            )
+            return f"words: WORDS?\nWORDS: /\\s*[^\\s;,\\[{{<](?s:.*)/{without}\n"
 
 
 def _beginning(marker: str, after_words: bool) -> tuple[str, str]:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paddock.runtime.server.deepseek_calls import CALL_BEGIN, CALL_END, SEPARATOR
 from paddock.runtime.server.reasoning import ReasoningParser
 from paddock.runtime.server.tool_deltas import CallArguments, CallBegins, Content, OutputParser
 from paddock.runtime.server.tool_formats import FORMATS, parser
@@ -23,6 +24,9 @@ PIECES = st.one_of(
             *("_tag|>", "<think>", "</think>", "<thi", '{"name": "f"', '{"name": ', ', "arguments": '),
             *(', "parameters": ', '"{\\"a\\": 1}"', '"', "\\", "\\u", "d800", "{", "}", "[", "]", ","),
             *(":", ";", "1e999", "-", "null", " ", "\n", "f(a=1)", "[f(", "=", ")", "\0", "\ufffd", "é"),
+            *("<|channel|>", "<|message|>", "<|call|>", "<|start|>", "to=functions.f", "<arg_key>", "</arg_key>"),
+            *("<arg_value>", "</arg_value>", "<function=", "<parameter=", "</parameter>", "</function>", ">"),
+            *(CALL_BEGIN, SEPARATOR, CALL_END, "<|tool_call|>", "<|/tool_call|>", "<tool_calls>", "function"),
             *("lambda: 0", "f'{x}'", "...", "*a", "**b", "9" * 5000, "0x", "b''"),
         ]
     ),

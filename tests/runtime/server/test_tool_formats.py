@@ -12,6 +12,14 @@ from hypothesis import strategies as st
 
 from paddock.recipes.pipeline import DEMO
 from paddock.runtime.grammar import GuidanceGrammars
+from paddock.runtime.server.deepseek_calls import (
+    CALL_BEGIN,
+    CALL_END,
+    CALLS_BEGIN,
+    CALLS_END,
+    SEPARATOR,
+)
+from paddock.runtime.server.harmony import HarmonyReasoning
 from paddock.runtime.server.reasoning import ReasoningParser, prompt_opens_reasoning
 from paddock.runtime.server.structures import Rules
 from paddock.runtime.server.tool_deltas import (
@@ -91,13 +99,35 @@ WRITTEN: list[tuple[str, str, str, list[tuple[str, str]]]] = [
     ("pythonic", "[f(__import__('os'))]", "[f(__import__('os'))]", []),
     ("json", LLAMA, "", ONE),
     ("none", CALL, CALL, []),
+    ("harmony", f"<|channel|>commentary to=functions.weather <|constrain|>json<|message|>{PARIS}<|call|>", "", ONE),
+    ("harmony", f"<|start|>assistant to=functions.weather<|channel|>commentary json<|message|> {PARIS}<|call|>", "", ONE),
+    ("harmony", "<|channel|>final<|message|>It rains.<|return|>", "It rains.", []),
+    ("harmony", "It <|rains", "It <|rains", []),
+    ("harmony", "<|channel|>commentary to=functions.f<|message|><|call|>", "", [("f", "{}")]),
+    ("deepseek", f"{CALLS_BEGIN}{CALL_BEGIN}function{SEPARATOR}weather\n```json\n{PARIS}\n```{CALL_END}\n{CALL_BEGIN}function{SEPARATOR}f\n```json\n{{}}\n```{CALL_END}{CALLS_END}", "", [*ONE, ("f", "{}")]),
+    ("deepseek", f"I look.\n\n{CALLS_BEGIN}{CALL_BEGIN}weather{SEPARATOR}{PARIS}{CALL_END}{CALLS_END}", "I look.", ONE),
+    ("deepseek", f"a < b and {CALL_BEGIN[:7]}", f"a < b and {CALL_BEGIN[:7]}", []),
+    ("glm", "I look.\n<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>7</arg_value>\n<arg_key>days</arg_key>\n<arg_value>[1, 2]</arg_value>\n</tool_call>\n<tool_call>f\n</tool_call>", "I look.", [("weather", '{"city": "7", "days": [1, 2]}'), ("f", "{}")]),
+    ("glm", "a <tool bit", "a <tool bit", []),
+    ("glm", "<tool_call>no call at all</tool_call>", "no call at all", []),
+    ("qwen_coder", "<tool_call>\n<function=weather>\n<parameter=city>\n7\n</parameter>\n<parameter=note>\ntwo\nlines > one\n</parameter>\n</function>\n</tool_call>", "", [("weather", '{"city": "7", "note": "two\\nlines > one"}')]),
+    ("qwen_coder", "<function=f>\n<parameter=n>\n7\n</parameter>\n</function>", "", [("f", '{"n": 7}')]),
+    ("granite", f"<|tool_call|>[{CALL}, {CALL}]", "", ONE * 2),
+    ("granite", f"I look. <|tool_call|>[{CALL}]<|/tool_call|>", "I look.", ONE),
+    ("granite", "<|tool_call|>none", "none", []),
+    ("jamba", f"<tool_calls>[\n{CALL}\n]</tool_calls>", "", ONE),
+    ("nemotron", f"<TOOLCALL>[{CALL}]</TOOLCALL> there", "there", ONE),
+    ("command", f'<|START_ACTION|>[\n    {{"tool_call_id": "0", "tool_name": "weather", "parameters": {PARIS}}}\n]<|END_ACTION|>', "", ONE),
+    ("command", "<|START_RESPONSE|>It rains.<|END_RESPONSE|>", "It rains.", []),
+    ("internlm", f"I look.<|action_start|><|plugin|>\n{LLAMA}<|action_end|>", "I look.", ONE),
 ]  # fmt: skip
+CALLABLE = [Function("weather", {"properties": {"city": {"type": "string"}}}), Function("f", {})]
 
 
 @pytest.mark.parametrize(("form", "text", "content", "calls"), WRITTEN)
 def test_forms_are_read(form: str, text: str, content: str, calls: list[tuple[str, str]]) -> None:
-    assert read(parser(form), [text]) == ("", content, calls)
-    assert read(parser(form), list(text)) == ("", content, calls)
+    assert read(parser(form, CALLABLE), [text]) == ("", content, calls)
+    assert read(parser(form, CALLABLE), list(text)) == ("", content, calls)
 
 
 @given(st.sampled_from(WRITTEN), st.lists(st.integers(0, 200)))
@@ -105,7 +135,7 @@ def test_pieces_make_no_difference(written: Any, cuts: list[int]) -> None:
     form, text, content, calls = written
     places = sorted({min(cut, len(text)) for cut in cuts})
     pieces = [text[a:b] for a, b in zip([0, *places], [*places, len(text)], strict=True)]
-    assert read(parser(form), pieces) == ("", content, calls)
+    assert read(parser(form, CALLABLE), pieces) == ("", content, calls)
 
 
 def test_arguments_come_while_they_are_written() -> None:
@@ -116,6 +146,9 @@ def test_arguments_come_while_they_are_written() -> None:
 
 
 MARKS = [
+    "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "<function=", "<parameter=", ">", "</parameter>",
+    "</function>", "<|tool_call|>", CALL_BEGIN, SEPARATOR, CALL_END, "function", "<|channel|>", "<|message|>",
+    "<|start|>", "<|call|>", "commentary to=functions.f", "analysis", "<|action_start|><|plugin|>",
     "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>", "<think>", "</think>",
     '{"name": "f"', ', "arguments": ', ', "parameters": ', '"', "\\", "{", "}", "[", "]", ",", ":", "1",
     " ", "\n", "text", "é", "f(a=1)",
@@ -132,9 +165,10 @@ def test_nothing_that_a_model_writes_is_too_much(
 ) -> None:
     """No exception, no loss of plain text, and the same whatever the pieces."""
     text = "".join(pieces)
-    found = read(ReasoningParser(parser(form), opened=opened), pieces)
-    assert read(ReasoningParser(parser(form), opened=opened), list(text)) == found
-    assert read(ReasoningParser(parser(form), opened=opened), [text]) == found
+    for functions in ([], CALLABLE):
+        found = read(ReasoningParser(parser(form, functions), opened=opened), pieces)
+        for cut in (list(text), [text]):
+            assert read(ReasoningParser(parser(form, functions), opened=opened), cut) == found
     if not opened and not any(mark in text for mark in ("{", "[", "<")):
         assert found == ("", text, [])
 
@@ -167,6 +201,50 @@ def test_reasoning_is_told_apart(text: str, opened: bool, expected: Read) -> Non
     assert read(ReasoningParser(Plain(), opened=opened), list(text)) == expected
 
 
+def test_harmony_has_its_own_reasoning() -> None:
+    text = (
+        "<|channel|>analysis<|message|>I look.<|end|><|start|>assistant<|channel|>commentary"
+        f" to=functions.weather <|constrain|>json<|message|>{PARIS}<|call|>"
+    )
+    assert read(parser("harmony"), list(text)) == ("I look.", "", ONE)
+    text = (
+        "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Yes."
+    )
+    for functions in ([], CALLABLE):
+        assert read(parser("harmony", functions), list(text)) == ("Hm.", "Yes.", [])
+
+
+def test_reasoning_on_a_channel_is_counted() -> None:
+    class Texts:
+        def __init__(self, texts: list[str]) -> None:
+            self.text = texts.__getitem__
+
+    pieces = [
+        *("<|channel|>", "ana", "lysis", "<|message|>", "I", " look", "<|end|>"),
+        *("<|start|>", "assistant", "<|channel|>", "final", "<|message|>", "It", " rains"),
+    ]
+    counted = HarmonyReasoning(Texts(pieces))  # type: ignore[arg-type]
+    counted.push(range(5))
+    counted.push(range(5, len(pieces)))
+    assert counted.count == 7
+
+
+def test_arguments_in_other_forms_come_while_they_are_written() -> None:
+    deepseek = parser("deepseek")
+    assert deepseek.push(f"{CALL_BEGIN}f{SEPARATOR}{{") == [
+        CallBegins(0, "f"),
+        CallArguments(0, "{"),
+    ]
+    assert deepseek.push('"a": 1') == [CallArguments(0, '"a": 1')]
+    glm = parser("glm")
+    assert glm.push("<tool_call>f\n<arg_key>a</arg_key>") == [CallBegins(0, "f")]
+    assert glm.push("<arg_value>1</arg_value>") == [CallArguments(0, '{"a": 1')]
+    assert glm.push("</tool_call>") == [CallArguments(0, "}")]
+    harmony = parser("harmony")
+    assert harmony.push("<|channel|>commentary to=functions.f<|message|>") == [CallBegins(0, "f")]
+    assert harmony.push('{"a"') == [CallArguments(0, '{"a"')]
+
+
 def test_calls_may_follow_reasoning() -> None:
     text = f"<think>I look</think>\n<tool_call>\n{CALL}\n</tool_call>"
     found = read(ReasoningParser(parser("hermes"), opened=False), list(text))
@@ -183,6 +261,9 @@ def test_formats_are_found_in_templates() -> None:
     assert detect("... <tool_call>\n{...} ...") == "hermes"
     assert detect("{{ '[TOOL_CALLS] ' }}") == "mistral"
     assert detect("<|python_tag|>") == "llama3_json"
+    assert detect("'<tool_call>' + name + '<arg_key>'") == "glm"
+    assert detect("<tool_call>\n<function=f>") == "qwen_coder"
+    assert detect("'<|start|>assistant<|channel|>final'") == "harmony"
     assert detect("{{ message.content }}") == "json"
     assert json.loads(PARIS)["city"] == "Paris"
 
@@ -196,7 +277,7 @@ SCHEMA: dict[str, Any] = {
 NAMED = {"hermes": "<tool_call>\n{}\n</tool_call>", "mistral": "[TOOL_CALLS][{}]"}
 
 
-@pytest.mark.parametrize("name", ["hermes", "mistral", "llama3_json", "json", "pythonic"])
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "none"])
 def test_a_strict_function_may_be_called_and_only_rightly(
     name: str, tokenizer: Tokenizer, grammars: GuidanceGrammars
 ) -> None:
@@ -219,7 +300,7 @@ def test_a_strict_function_may_be_called_and_only_rightly(
         wrong += [f"I look.\n{one}" for one in wrong]
     for text in [*right, *said]:
         assert writable(text, rules, tokenizer, grammars), text
-        assert len(read(parser(name), [text])[2]) == (text in right), text
+        assert len(read(parser(name, functions), [text])[2]) == (text in right), text
     for text in wrong:
         assert not writable(text, rules, tokenizer, grammars), text
 

@@ -113,6 +113,44 @@ def test_calls_are_told_from_words(thinker: openai.OpenAI) -> None:
     assert [call["arguments"] for call in found["calls"].values()] == [*arguments] * 2
 
 
+@pytest.mark.parametrize("tools", [TOOLS, None])
+def test_channels_are_told_apart(
+    environment: dict[str, str], server_home: Path, tmp_path: Path, tools: Any
+) -> None:
+    """As gpt-oss writes: reasoning is a channel of its own, whether or not there are tools."""
+    template = tmp_path / "template.jinja"
+    template.write_text(
+        "{{ '<|bos|>' }}{% for m in messages %}{{ m.content }}{% endfor %}{{ '<|channel|>'[:0] }}"
+    )
+    call = CALL.split('arguments\\": ')[1].removesuffix("}")
+    text = "<|channel|>analysis<|message|>I look.<|end|><|start|>assistant<|channel|>"
+    answer = "final<|message|>It rains."
+    if tools:
+        answer = f"commentary to=functions.weather <|constrain|>json<|message|>{call}<|call|>"
+    with (
+        Serving(environment, server_home, "demo", f"chat_template={template}") as server,
+        server.client() as client,
+    ):
+        asked: dict[str, Any] = {
+            "model": "demo",
+            "messages": ASKED,
+            "extra_body": says(text + answer),
+        }
+        if tools:
+            asked["tools"] = tools
+        whole = client.chat.completions.create(**asked).choices[0]
+        found = streamed(client.chat.completions.create(stream=True, **asked))
+    assert whole.message.model_extra is not None
+    assert whole.message.model_extra["reasoning_content"] == found["reasoning"] == "I look."
+    if tools:
+        assert whole.message.tool_calls is not None
+        assert found["calls"][0]["name"] == whole.message.tool_calls[0].function.name == "weather"
+        assert found["calls"][0]["arguments"] == '{"city": "Paris", "days": 2}'
+        assert whole.message.content is None
+    else:
+        assert whole.message.content == found["content"] == "It rains."
+
+
 def test_without_tools_the_same_text_is_words(thinker: openai.OpenAI) -> None:
     text = f"<tool_call>\\n{CALL}\\n</tool_call>"
     for more in ({}, {"tools": TOOLS, "tool_choice": "none"}):
