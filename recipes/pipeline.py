@@ -302,6 +302,7 @@ def open_rank(
     engine = kind.load(folder / place)
     if communicator is None:
         return engine.open(weights, options)
+    options["own_gpu"] = True  # a rank is a process, and has a GPU to itself where it needs one
     return cast(RankEngine, engine).open(weights, options, communicator)
 
 

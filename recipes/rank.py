@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,15 @@ def open_rank(job: dict[str, Any], world: World, mesh: Mesh, communicator: Commu
     """This rank's part of the engine that the front built. Raises what opening raises."""
     recipe = Recipe(**job["recipe"])
     pipeline.import_plugins(recipe)
-    own = engine_kinds.load(recipe.engine.name).version()
+    kind = engine_kinds.load(recipe.engine.name)
+    own = kind.version()
     if own != job["engine"]:
         raise BuildError(
             f"it has {own}, and the first process {job['engine']}; install the same release on all"
             " hosts"
         )
+    if kind.CAPABILITIES.gpu:
+        _take_gpu(world)
     try:
         entry = read(Path(job["folder"]))
     except DamagedError as error:
@@ -47,6 +51,21 @@ def open_rank(job: dict[str, Any], world: World, mesh: Mesh, communicator: Commu
         communicator,
         neighbours=world.local_size,
     )
+
+
+def _take_gpu(world: World) -> None:
+    """Let this process see one GPU of its host alone, by its number among the ranks there.
+
+    Raises `BuildError` where the environment lists fewer than there are ranks.
+    """
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    seen = [str(n) for n in range(world.local_size)] if listed is None else listed.split(",")
+    if world.local_rank >= len(seen) or not seen[world.local_rank].strip():
+        raise BuildError(
+            f"{world.local_size} ranks on {world.host} need a GPU each, and CUDA_VISIBLE_DEVICES"
+            f" is {listed!r}; start fewer ranks there, or let them see more"
+        )
+    os.environ["CUDA_VISIBLE_DEVICES"] = seen[world.local_rank].strip()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from paddock.engines.cuda.buckets import Bucket
+from paddock.engines.cuda.nccl import Place
 from paddock.graph import Array, DType, Op
 from paddock.graph.ops import Communicator
 from paddock.graph.tensor import TensorType
@@ -94,8 +95,8 @@ class Device(Protocol):
     def capture(self, instructions: Sequence[Instruction]) -> Callable[[], None]:
         """What enqueues all of them at once, over the same arrays."""
 
-    def join(self, ranks: int, communicator: Communicator) -> None:
-        """Meet the devices of the other tensor-parallel ranks, which all call this."""
+    def join(self, place: Place, communicator: Communicator) -> None:
+        """Meet the devices of the ranks that this one exchanges with, which all call this."""
 
     def close(self) -> None:
         """Wait, and give back what is held."""

@@ -15,11 +15,21 @@ from typing import Any
 from paddock.engines.cuda.device import Device, StoredWeight
 from paddock.engines.cuda.fusion import PASSES
 from paddock.engines.cuda.lowering import lowers
+from paddock.engines.cuda.nccl import Place
 from paddock.engines.cuda.session import CUDASession
 from paddock.engines.cuda.weights import constants
 from paddock.engines.protocol import BuildError, Capabilities, StepInputs, WeightSource
 from paddock.graph import DType, Graph, GraphError
-from paddock.graph.ops import AllGather, Cast, Collective, Communicator, Input, ReduceScatter
+from paddock.graph.ops import (
+    AllGather,
+    Cast,
+    Collective,
+    Communicator,
+    Input,
+    Receive,
+    ReduceScatter,
+    Send,
+)
 from paddock.graph.passes import run_passes
 from paddock.graph.passes.expand import expand
 from paddock.graph.serialize import from_json, to_json
@@ -29,6 +39,7 @@ CAPABILITIES = Capabilities(
     dtypes=(DType.BF16, DType.F16, DType.F32),
     quantization=(DType.I8, DType.I4),
     cache_dtypes=("auto",),
+    collectives=True,
     gpu=True,
 )
 _STEP = tuple(field.name for field in fields(StepInputs))
@@ -95,19 +106,24 @@ class CUDAEngine:
         `precision` "fp8" keeps the matrices of products as e4m3 with a scale for each row, and
         gives what is multiplied with them the same form. `machine` is a folder in which the
         engine remembers what it finds out about this machine: which algorithms were fastest.
-        `device` is the double of tests. Where the graph has collectives,
-        `communicator` lets the GPUs of all ranks find each other, and NCCL is used from then on.
+        `device` is the double of tests. Where the graph has collectives, `communicator` lets the
+        GPUs of all ranks find each other, and with the option `own_gpu` NCCL is used from then on;
+        without it ranks share one GPU, and the host exchanges for them.
         """
         from paddock.engines.cuda.gpu import GPU
 
         if device is None:
             folder = options.get("machine")
-            device = GPU(tuned=Path(folder) / "products.json" if folder else None)
-        ranks = _ranks(self.graph)
-        if ranks > 1:
+            device = GPU(
+                tuned=Path(folder) / "products.json" if folder else None,
+                own=bool(options.get("own_gpu")),
+            )
+        place = _place(self.graph)
+        if not place.alone:
             if communicator is None:
-                raise BuildError(f"the graph is of {ranks} ranks; they open together")
-            device.join(ranks, communicator)
+                many = "several" if place.ranks is None else place.ranks
+                raise BuildError(f"the graph is of {many} ranks; they open together")
+            device.join(place, communicator)
         shrink = None
         if options.get("precision") == "fp8":
 
@@ -121,11 +137,13 @@ class CUDAEngine:
         )
 
 
-def _ranks(graph: Graph) -> int:
-    """How many tensor-parallel ranks share the graph. Raises `BuildError` where nothing says it."""
-    if next(graph.find(Collective), None) is None:
-        return 1
-    for node in graph.nodes:
-        if isinstance(node.op, AllGather | ReduceScatter):
-            return node.op.ranks
-    raise BuildError("the graph has sums over ranks and does not say over how many")
+def _place(graph: Graph) -> Place:
+    """What a rank's graph exchanges."""
+    ops = [node.op for node in graph.find(Collective)]
+    told = [op.ranks for op in ops if isinstance(op, AllGather | ReduceScatter)]
+    return Place(
+        shares=any(not isinstance(op, Send | Receive) for op in ops),
+        ranks=told[0] if told else None,
+        receives=any(isinstance(op, Receive) for op in ops),
+        sends=any(isinstance(op, Send) for op in ops),
+    )

@@ -14,7 +14,7 @@ import numpy as np
 from paddock.engines.cuda.cublaslt import CublasLt, Product, Shape, fastest
 from paddock.engines.cuda.cudnn_attention import CuDNN
 from paddock.engines.cuda.device import Instruction, StoredWeight
-from paddock.engines.cuda.nccl import NcclRanks, Ranks
+from paddock.engines.cuda.nccl import HostRanks, NcclRanks, Place, Ranks
 from paddock.engines.cuda.tuned import Tuned
 from paddock.engines.protocol import BuildError
 from paddock.graph import Array, DType
@@ -56,9 +56,15 @@ _NUMBERS: dict[type, Any] = {
 
 
 class GPU:
-    """The device that sessions run on. `overlap`: kernels may begin before the one ahead ended."""
+    """The device that sessions run on.
 
-    def __init__(self, *, overlap: bool = True, tuned: Path | None = None) -> None:
+    `overlap`: kernels may begin before the one ahead ended. `own`: of several ranks, each has a GPU
+    of its own, and they meet by NCCL; otherwise they are threads that share one.
+    """
+
+    def __init__(
+        self, *, overlap: bool = True, tuned: Path | None = None, own: bool = False
+    ) -> None:
         try:
             import cupy
         except ImportError as error:
@@ -96,7 +102,8 @@ class GPU:
         self.counters = self.zeros((COUNTERS,), np.dtype(np.int32))
         self.best = self.zeros((COUNTERS,), np.dtype(np.uint64))
         self.timed: Callable[[str, float], None] | None = None  # a profile of eager steps
-        self._ranks: NcclRanks | None = None
+        self._own = own
+        self._ranks: Ranks | None = None
 
     @property
     def ranks(self) -> Ranks:
@@ -105,9 +112,12 @@ class GPU:
             raise BuildError("the step has collectives, and this GPU is one rank alone")
         return self._ranks
 
-    def join(self, ranks: int, communicator: Communicator) -> None:
-        """Meet the GPUs of the other tensor-parallel ranks, which all call this."""
-        self._ranks = NcclRanks(self.stream, ranks, communicator)
+    def join(self, place: Place, communicator: Communicator) -> None:
+        """Meet the ranks that this one exchanges with, which all call this."""
+        if self._own:
+            self._ranks = NcclRanks(self.stream, place, communicator)
+        else:
+            self._ranks = HostRanks(self, communicator)
 
     def _find_cudnn(self) -> CuDNN | None:
         """cuDNN's attention, where its package is installed and finds the library."""
@@ -214,6 +224,11 @@ class GPU:
         """Enqueue zeros into an array."""
         self.cupy.cuda.runtime.memsetAsync(array.data.ptr, 0, array.nbytes, self.stream.ptr)
 
+    def download(self, array: Any) -> Array:
+        """A copy on the host, after all that was enqueued."""
+        with self.stream:
+            return self.cupy.asnumpy(array)
+
     def pinned(self, nbytes: int) -> Array:
         """Page-locked host memory, which copies run from while the host goes on."""
         memory = self.cupy.cuda.alloc_pinned_memory(nbytes)
@@ -250,6 +265,7 @@ class GPU:
         if self._ranks is not None:
             self._ranks.close()
             self._ranks = None
+        self.cupy.get_default_memory_pool().free_all_blocks()  # another process may want it
 
     # --- kernels ------------------------------------------------------------------------------
 
@@ -418,6 +434,8 @@ class GPU:
 
     def capture(self, instructions: Sequence[Instruction]) -> Callable[[], None]:
         """The same as one CUDA graph: what is returned launches it."""
+        if self._ranks is not None and not self._ranks.captures:
+            return lambda: self.execute(instructions)
         self.stream.begin_capture()
         try:
             self.execute(instructions)

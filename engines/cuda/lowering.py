@@ -683,6 +683,14 @@ def _broadcast(gpu: GPU, i: Instruction) -> None:
     gpu.ranks.broadcast(i.inputs[0], i.outputs[0])
 
 
+def _send(gpu: GPU, i: Instruction) -> None:
+    gpu.ranks.send(i.inputs[0])  # nobody reads its result, which is the operand
+
+
+def _receive(gpu: GPU, i: Instruction) -> None:
+    gpu.ranks.receive(i.outputs[0])
+
+
 def _all_gather(gpu: GPU, i: Instruction) -> None:
     (x,), (y,), (every,) = i.inputs, i.outputs, i.scratch
     gpu.ranks.all_gather(x, every)
@@ -731,6 +739,7 @@ TABLE: Mapping[type[Op], Emit] = {
     F.LayerNorm: _layer_norm,
     F.Mul: _combine(multiply=True),
     F.RMSNorm: _rms_norm,
+    F.Receive: _receive,
     F.ReduceScatter: _reduce_scatter,
     F.RelativeAttention: attention,
     F.Rotary: _rotary,
@@ -738,6 +747,7 @@ TABLE: Mapping[type[Op], Emit] = {
     F.Route: route,
     F.Scale: _scale,
     F.SelectiveScan: selective_scan,
+    F.Send: _send,
     F.SequenceMean: _sequence_mean,
     F.SinkAttention: attention,
     F.Split: _split,

@@ -17,7 +17,7 @@ from paddock.engines.cuda.program import Program
 from paddock.engines.cuda.step_layout import StepLayout
 from paddock.engines.protocol import BuildError, Choices, StepInputs
 from paddock.graph import Array, DType, Graph
-from paddock.graph.ops import CacheBlocks, Input, StateSlots
+from paddock.graph.ops import CacheBlocks, Input, Send, StateSlots
 from paddock.graph.tensor import ROWS, TOKENS, TensorType, fixed
 
 BLOCK_SIZE = 64
@@ -65,6 +65,7 @@ class CUDASession:
         self.device = device
         self.block_size = int(options.get("block_size") or BLOCK_SIZE)
         self.vocab_size = graph.outputs[0].type.size(-1)
+        self._is_last = next(graph.find(Send), None) is None
         self._program = Program(graph, constants)
         self._caches = [op for n in graph.find(CacheBlocks) if isinstance(op := n.op, CacheBlocks)]
         self.block_bytes = sum(
@@ -123,10 +124,15 @@ class CUDASession:
         return IN_FLIGHT
 
     def run(self, step: StepInputs) -> Array:
-        """f32 logits [R, vocab_size]; valid until the next call."""
+        """f32 logits [R, vocab_size]; valid until the next call.
+
+        A pipeline stage that is not the last has none, and does not wait for the step to end.
+        """
         self._finish_all()
         choices = Choices.greedy(np.full(len(step.logit_rows), -1, np.int32))
         bound = self._enqueue(step, choices)
+        if not self._is_last:
+            return np.zeros((0, self.vocab_size), np.float32)
         rows = len(step.logit_rows)
         nbytes = bound.logits.nbytes
         result = self._result(nbytes)
@@ -219,27 +225,28 @@ class CUDASession:
         instructions, logits = self._program.bind(
             bucket, self._table, step, self._cache, self._arena
         )
-        kinds = {
-            name: TensorType(kind, (dim,))
-            for name, kind, dim in (("ids", DType.I64, TOKENS), ("rows", DType.I32, ROWS))
-        }
-        fill_in = Instruction(
-            FillIn(),
-            (kinds["ids"], kinds["rows"]),
-            [step["token_ids"], self._last_tokens],
-            [step["token_ids"]],
-            name="fill in",
-        )
-        choose = Instruction(
+        bound = _Bound(layout, [*self._filled_in(step), *instructions], logits)
+        if self._is_last:
+            bound.instructions.append(self._chosen_from(logits, step, bucket))
+        self._bound[bucket] = bound
+        return bound
+
+    def _filled_in(self, step: Mapping[str, Any]) -> list[Instruction]:
+        """Tokens that the host does not know yet; a later pipeline stage is given none."""
+        if "token_ids" not in step:
+            return []
+        types = (TensorType(DType.I64, (TOKENS,)), TensorType(DType.I32, (ROWS,)))
+        ids = step["token_ids"]
+        return [Instruction(FillIn(), types, [ids, self._last_tokens], [ids], name="fill in")]
+
+    def _chosen_from(self, logits: Any, step: Mapping[str, Any], bucket: Bucket) -> Instruction:
+        return Instruction(
             ChooseTokens(),
             (),
             [logits, *(step[name] for name in CHOICE_TYPES), self._last_tokens],
             [self._tokens[: bucket.rows], self._last_tokens],
             name="choose",
         )
-        bound = _Bound(layout, [fill_in, *instructions, choose], logits)
-        self._bound[bucket] = bound
-        return bound
 
     def _forget(self) -> None:
         """Before memory moves: captured graphs know addresses."""

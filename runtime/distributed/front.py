@@ -22,9 +22,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import psutil
 
-from paddock.engines.protocol import BuildError, SessionLost, StepInputs
+from paddock.engines.protocol import BuildError, Choices, SessionLost, StepInputs
 from paddock.graph import Array, Mesh
 from paddock.runtime.distributed import launch
 from paddock.runtime.distributed.wire import (
@@ -33,6 +34,7 @@ from paddock.runtime.distributed.wire import (
     Frame,
     Kind,
     WireError,
+    pack_choice,
     pack_step,
     unpack_array,
 )
@@ -145,9 +147,13 @@ class RankGroup:
             if self.lost:
                 raise BuildError(str(self.lost))
         size = self.mesh.size
+        # With stages, tokens would have to go from the last one's GPU to the first's.
+        chooses = self.mesh.pp == 1 and all(
+            (rank.ready or {}).get("chooses") for rank in self._in_order()
+        )
+        kind = ChoosingRemoteSession if chooses else RemoteSession
         self.sessions = [
-            RemoteSession(self, self._in_order()[i * size : (i + 1) * size])
-            for i in range(self.replicas)
+            kind(self, self._in_order()[i * size : (i + 1) * size]) for i in range(self.replicas)
         ]
         return self.sessions
 
@@ -281,6 +287,9 @@ class RankGroup:
             rank.waits = bool(waits)
         elif frame.kind is Kind.LOGITS:
             self.sessions[rank.rank // self.mesh.size].arrived(unpack_array(frame.payload))
+        elif frame.kind is Kind.CHOSEN:
+            tokens = np.frombuffer(frame.payload, np.int32)
+            self.sessions[rank.rank // self.mesh.size].arrived(tokens)
         elif frame.kind is Kind.FAILED:
             self._lose(f"{rank} failed: {frame.json().get('error')}", rank)
         else:
@@ -381,9 +390,18 @@ class RemoteSession:
         told = [rank.ready or {} for rank in ranks]
         self.vocab_size = int(told[-1]["vocab_size"])
         self.block_size = int(told[-1]["block_size"])
-        # Of the host that holds most.
-        self.block_bytes = max(self._by_host("block_bytes").values())
-        self.state_bytes = max(self._by_host("state_bytes").values())
+        if all("gpu_memory" in one for one in told):  # each has a GPU of its own
+            self.gpu_memory = min((int(free), int(all_)) for free, all_ in self._told("gpu_memory"))
+            self.block_bytes = max(self._told("block_bytes"))
+            self.state_bytes = max(self._told("state_bytes"))
+        else:  # of the host that holds most
+            self.block_bytes = max(self._by_host("block_bytes").values())
+            self.state_bytes = max(self._by_host("state_bytes").values())
+        if all("step_bytes" in one for one in told):
+            self.step_bytes = max(self._told("step_bytes"))
+        for name in ("max_sequences", "max_tokens_per_step"):
+            if all(name in one for one in told):
+                setattr(self, name, min(self._told(name)))
         self.steps_in_flight = group.mesh.pp
         self._number = self.answered = 0  # steps launched, and those whose logits came
         self._launched: deque[tuple[int, float]] = deque()
@@ -412,10 +430,13 @@ class RemoteSession:
 
     def launch(self, step: StepInputs) -> None:
         """Begin a step; its arrays may change as soon as this returns."""
+        self._begin(Kind.STEP, lambda number: pack_step(step, number))
+
+    def _begin(self, kind: Kind, pack: Callable[[int], bytearray]) -> None:
         self._raise_if_lost()
         self._number += 1
         self._launched.append((self._number, time.monotonic()))
-        self._send(Kind.STEP, pack_step(step, self._number))
+        self._send(kind, pack(self._number))
 
     def collect(self) -> Array:
         """The logits of the oldest step that was launched. Raises `SessionLost`."""
@@ -438,6 +459,10 @@ class RemoteSession:
     def close(self) -> None:
         """Ends all ranks of the group."""
         self._group.close()
+
+    def _told(self, key: str) -> list[Any]:
+        """What each rank said when it was ready."""
+        return [(rank.ready or {})[key] for rank in self._ranks]
 
     def _by_host(self, key: str) -> dict[str, int]:
         """The sum over the ranks of each host."""
@@ -479,6 +504,18 @@ class RemoteSession:
     def _raise_if_lost(self) -> None:
         if self._group.lost is not None:
             raise SessionLost(str(self._group.lost))
+
+
+class ChoosingRemoteSession(RemoteSession):
+    """Ranks that choose tokens themselves, each the same ones: a `ChoosingSession`."""
+
+    def choose(self, step: StepInputs, choices: Choices) -> None:
+        """Begin a step; its arrays may change as soon as this returns."""
+        self._begin(Kind.CHOOSE, lambda number: pack_choice(step, choices, number))
+
+    def chosen(self) -> Array:
+        """Tokens i32 [R] of the oldest step on the way. Raises `SessionLost`."""
+        return self.collect()
 
 
 def _listen(*, everywhere: bool) -> socket.socket:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from paddock.engines.protocol import StepInputs
+from paddock.engines.protocol import Choices, StepInputs
 from paddock.graph import Array, PaddockError
 
 MAGIC = 0x504B4431
@@ -27,6 +27,7 @@ ALIGNMENT = 8
 
 _DTYPES = [np.dtype(t) for t in ("i4", "i8", "f4", "u1", "i1", "f8", "?", "u4")]
 _FIELDS = tuple(field.name for field in fields(StepInputs))
+_CHOICES = tuple(field.name for field in fields(Choices))
 _AXES = 2
 _ABSENT = -1  # in the place of a dtype: the step has no such array
 _NONE = np.zeros(0, np.int32)
@@ -51,6 +52,8 @@ class Kind(IntEnum):
     PULSE = 8  # rank -> front: `PULSE`
     FAILED = 9  # rank -> front: JSON, what went wrong
     CLOSE = 10  # front -> ranks
+    CHOOSE = 11  # front -> ranks: `pack_choice`
+    CHOSEN = 12  # rank -> front: i32 tokens
 
 
 PULSE = struct.Struct("<QQQ")  # steps begun, steps ended, whether it waits for other ranks
@@ -176,6 +179,31 @@ def unpack_step(packed: bytearray | memoryview) -> tuple[int, StepInputs]:
     except (IndexError, ValueError) as error:
         raise WireError(f"a step's arrays do not fit together: {error}") from error
     return int(prefix[0]), StepInputs(**arrays)
+
+
+def pack_choice(step: StepInputs, choices: Choices, number: int) -> bytearray:
+    """The size of what `pack_step` makes, that, and the choices as f64 [6, rows]."""
+    packed = pack_step(step, number)
+    table = np.array([getattr(choices, name) for name in _CHOICES], np.float64)
+    return bytearray(struct.pack("<Q", len(packed))) + packed + table.tobytes()
+
+
+def unpack_choice(packed: bytearray | memoryview) -> tuple[int, StepInputs, Choices]:
+    """What `pack_choice` was given. Raises `WireError`."""
+    view = memoryview(packed)
+    try:
+        (size,) = struct.unpack_from("<Q", view)
+        number, step = unpack_step(view[8 : 8 + size])
+        table = np.frombuffer(view[8 + size :], np.float64).reshape(len(_CHOICES), -1)
+    except (struct.error, ValueError) as error:
+        raise WireError(f"a step's choices do not fit together: {error}") from error
+    if table.shape[1] != len(step.logit_rows):
+        raise WireError(f"{table.shape[1]} choices are not for {len(step.logit_rows)} rows")
+    kinds = Choices.greedy(np.zeros(0, np.int32))
+    arrays = (
+        row.astype(getattr(kinds, name).dtype) for name, row in zip(_CHOICES, table, strict=True)
+    )
+    return number, step, Choices(*arrays)
 
 
 def pack_array(array: Array) -> tuple[bytes, memoryview]:

@@ -16,9 +16,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
-from paddock.engines.protocol import BuildError, Session
+import numpy as np
+
+from paddock.engines.protocol import BuildError, Choices, ChoosingSession, Session, StepInputs
 from paddock.graph import Mesh, PaddockError
 from paddock.graph.ops import Communicator
 from paddock.runtime.distributed.launch import ASKED, DISMISSED, FRONT
@@ -30,6 +32,7 @@ from paddock.runtime.distributed.wire import (
     Kind,
     WireError,
     pack_array,
+    unpack_choice,
     unpack_step,
 )
 
@@ -123,7 +126,11 @@ class _Rank:
             "block_size": session.block_size,
             "block_bytes": session.block_bytes,
             "state_bytes": session.state_bytes,
+            "chooses": hasattr(session, "choose"),
         }
+        for name in ("gpu_memory", "step_bytes", "max_sequences", "max_tokens_per_step"):
+            if hasattr(session, name):
+                told[name] = getattr(session, name)
         self._channel.send_json(Kind.READY, told)
         try:
             self._work(session, mesh, communicator)
@@ -139,6 +146,7 @@ class _Rank:
     def _work(self, session: Session, mesh: Mesh, communicator: MpiCommunicator) -> None:
         """Commands until the last: the first rank takes them from the front, others from it."""
         answers = mesh.is_last and mesh.tp_rank == 0
+        teller = _Teller(session, self._channel if answers else None, self._has_ended)
         while True:
             if mesh.rank == 0:
                 frame = self._frames.get()
@@ -147,6 +155,11 @@ class _Rank:
                 told = communicator.told(lambda: False)
                 assert told is not None
                 frame = Frame(Kind(told[0]), told[1:])
+            if frame.kind is Kind.CHOOSE:
+                self._begun, step, choices = unpack_choice(frame.payload)
+                teller.choose(self._begun, step, choices)
+                continue
+            teller.wait()
             if frame.kind is Kind.STEP:
                 self._begun, step = unpack_step(frame.payload)
                 logits = session.run(step)
@@ -161,6 +174,9 @@ class _Rank:
                 return
             else:
                 raise WireError(f"a {frame.kind.name} frame is nothing that a rank does")
+
+    def _has_ended(self, number: int) -> None:
+        self._ended = number
 
     def _listen(self) -> None:
         """Frames from the front; without it nobody needs this process."""
@@ -178,6 +194,57 @@ class _Rank:
             except OSError:
                 return  # the listening thread sees it, too
             time.sleep(every_s)
+
+
+class _Teller:
+    """Steps of a `ChoosingSession`: what each chose is told while the next ones are launched."""
+
+    def __init__(
+        self, session: Session, channel: Channel | None, ended: Callable[[int], None]
+    ) -> None:
+        """`channel` is there on the rank that answers; `ended` is told a step's number."""
+        self._session = cast(ChoosingSession, session)
+        self._channel, self._ended = channel, ended
+        self._numbers: queue.Queue[int] = queue.Queue()
+        self._room = threading.Semaphore(getattr(session, "steps_in_flight", 1))
+        self._failure: BaseException | None = None
+        self._thread: threading.Thread | None = None
+
+    def choose(self, number: int, step: StepInputs, choices: Choices) -> None:
+        """Launch a step, once there is room for it. Raises what an earlier one came to."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._tell, name="paddock-tells", daemon=True)
+            self._thread.start()
+        self._room.acquire()
+        self._raise()
+        self._session.choose(step, choices)
+        self._numbers.put(number)
+
+    def wait(self) -> None:
+        """Until all launched steps were told."""
+        self._numbers.join()
+        self._raise()
+
+    def _raise(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _tell(self) -> None:
+        while True:
+            number = self._numbers.get()
+            try:
+                if self._failure is None:
+                    tokens = self._session.chosen()
+                    if self._channel is not None:
+                        self._channel.send(Kind.CHOSEN, tokens.astype(np.int32).tobytes())
+                    self._ended(number)
+            except BaseException as error:
+                self._failure = error  # the rank's own thread, or the next command, says it
+                if self._channel is not None:
+                    _tell(self._channel, "", f"{type(error).__name__}: {error}")
+            finally:
+                self._room.release()
+                self._numbers.task_done()
 
 
 def _connect(front: str) -> Channel:

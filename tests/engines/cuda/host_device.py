@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from paddock.engines.cuda.device import Instruction, StoredWeight
+from paddock.engines.cuda.nccl import Place
 from paddock.graph import Array, DType
 from paddock.graph.ops import Collective, Communicator, Dequantize
 from paddock.graph.tensor import SEQUENCES, STARTS, Dim
@@ -39,9 +40,11 @@ class HostDevice:
         self.allocated = 0
         self.max_blocks = 2
         self.communicator: Communicator | None = None
+        self.eager = False
 
-    def join(self, ranks: int, communicator: Communicator) -> None:
+    def join(self, place: Place, communicator: Communicator) -> None:
         self.communicator = communicator
+        self.eager = place.sends  # nobody waits for a stage that is not the last
 
     def memory(self, fraction: float) -> tuple[int, int]:
         return int(self.bytes * fraction) - self.allocated, int(self.bytes * fraction)
@@ -104,6 +107,8 @@ class HostDevice:
     def execute(self, instructions: Sequence[Instruction]) -> None:
         self.log.append("execute")
         self.queue.append(lambda: self._run(instructions))
+        if self.eager:
+            self.catch_up(len(self.queue))
 
     def capture(self, instructions: Sequence[Instruction]) -> Callable[[], None]:
         self.captures += 1
@@ -113,6 +118,8 @@ class HostDevice:
         def launch() -> None:
             self.log.append("launch")
             self.queue.append(lambda: self._run(kept))
+            if self.eager:
+                self.catch_up(len(self.queue))
 
         return launch
 

@@ -12,7 +12,7 @@ import pytest
 
 from paddock.engines import cuda
 from paddock.engines.cuda import nccl as nccl_of_ours
-from paddock.engines.cuda.nccl import ID_BYTES, NcclRanks
+from paddock.engines.cuda.nccl import ID_BYTES, NcclRanks, Place
 from paddock.engines.protocol import BuildError, Session
 from paddock.graph import DType, Mesh
 from paddock.graph.ops import Communicator
@@ -30,14 +30,14 @@ from tests.models.play import chunks, decode, play, relative_error
 class Opened(InProcessSession):
     """A model's ranks as one session; every rank must come to the same logits."""
 
-    def __init__(self, name: str, tp: int) -> None:
+    def __init__(self, name: str, tp: int = 1, pp: int = 1) -> None:
         self.devices: dict[int, HostDevice] = {}
 
         def open_rank(mesh: Mesh, communicator: Communicator) -> Session:
             one = case(name)
             model = registry.read(one.config).build()
             traced = trace(model, dtype=DType.F32, max_context=one.max_context, mesh=mesh)
-            device = self.devices[mesh.tp_rank] = HostDevice()
+            device = self.devices[mesh.rank] = HostDevice()
             return cuda.build(traced, {}).open(
                 BoundArrays(model, one.checkpoint(), mesh),
                 {"block_size": 4},
@@ -45,13 +45,15 @@ class Opened(InProcessSession):
                 device=device,
             )
 
-        super().__init__(Mesh(tp=tp), open_rank, timeout_s=60)
+        super().__init__(Mesh(tp=tp, pp=pp), open_rank, timeout_s=60)
 
     def run(self, step: Any) -> Any:
         results = self._together([partial(s.run, step) for s in self.sessions])
-        for other in results[1:]:
-            np.testing.assert_array_equal(other, results[0])
-        return results[0]
+        last = results[-self.meshes[0].tp :]
+        for other in last[1:]:
+            np.testing.assert_array_equal(other, last[0])
+        assert all(one.size == 0 for one in results[: -len(last)])
+        return last[0]
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "llama-biases", "llama-multi-query"])
@@ -63,6 +65,19 @@ def test_two_ranks_agree_with_transformers(name: str) -> None:
             found = play(session, case(name).sequences, steps, np.random.default_rng(1))
             assert relative_error(found, golden(name)) < 2e-5
         assert all(device.captures for device in session.devices.values())
+    finally:
+        session.close()
+
+
+@pytest.mark.parametrize(("tp", "pp"), [(1, 2), (2, 2)])
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_stages_agree_with_transformers(name: str, tp: int, pp: int) -> None:
+    session = Opened(name, tp, pp)
+    lengths = [len(ids) for ids in case(name).sequences]
+    try:
+        for steps in (decode(lengths, prompt=7), chunks(lengths, np.random.default_rng(5))):
+            found = play(session, case(name).sequences, steps, np.random.default_rng(1))
+            assert relative_error(found, golden(name)) < 2e-5
     finally:
         session.close()
 
@@ -110,6 +125,8 @@ class Nccl:
             allGather=lambda *a: self.calls.append(("allGather", *a)),
             reduceScatter=lambda *a: self.calls.append(("reduceScatter", *a)),
             broadcast=lambda *a: self.calls.append(("broadcast", *a)),
+            send=lambda *a: self.calls.append(("send", *a)),
+            recv=lambda *a: self.calls.append(("recv", *a)),
             destroy=lambda: self.calls.append(("destroy",)),
         )
 
@@ -126,7 +143,7 @@ def test_all_ranks_have_the_first_ones_id_and_their_own_number(
         if mesh.tp_rank:
             nccl.get_unique_id = lambda: bytes(ID_BYTES)  # type: ignore[method-assign]
         here.nccl = nccl
-        ranks = NcclRanks(SimpleNamespace(ptr=5), 3, communicator)
+        ranks = NcclRanks(SimpleNamespace(ptr=5), Place(shares=True, ranks=3), communicator)
         x = SimpleNamespace(data=SimpleNamespace(ptr=1), size=12, dtype=DType.BF16.numpy)
         y = SimpleNamespace(data=SimpleNamespace(ptr=2), size=4, dtype=DType.BF16.numpy)
         ranks.all_reduce(x, x)
@@ -146,10 +163,37 @@ def test_all_ranks_have_the_first_ones_id_and_their_own_number(
         ]
 
 
+def test_stages_that_follow_each_other_are_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    modules: dict[int, Nccl] = {}
+    here = threading.local()
+    monkeypatch.setattr(nccl_of_ours, "import_module", lambda _: here.nccl)
+
+    def join(mesh: Mesh, communicator: Communicator) -> Any:
+        stage = mesh.pp_rank
+        nccl = here.nccl = modules[stage] = Nccl()
+        nccl.get_unique_id = lambda: bytes([stage] * ID_BYTES)  # type: ignore[method-assign]
+        place = Place(receives=stage > 0, sends=stage < 2)
+        ranks = NcclRanks(SimpleNamespace(ptr=5), place, communicator)
+        x = SimpleNamespace(data=SimpleNamespace(ptr=1), size=12, dtype=DType.F32.numpy)
+        if place.receives:
+            ranks.receive(x)
+        if place.sends:
+            ranks.send(x)
+        return SimpleNamespace(vocab_size=1, block_size=1, block_bytes=0, state_bytes=0)
+
+    InProcessSession(Mesh(pp=3), join, timeout_s=30)._threads.shutdown()
+    first, second = (2, bytes([0] * ID_BYTES)), (2, bytes([1] * ID_BYTES))
+    assert modules[0].made == [(*first, 0)]
+    assert modules[1].made == [(*first, 1), (*second, 0)]
+    assert modules[2].made == [(*second, 1)]
+    assert modules[0].calls == [("send", 1, 12, 7, 1, 5)]
+    assert modules[1].calls == [("recv", 1, 12, 7, 0, 5), ("send", 1, 12, 7, 1, 5)]
+
+
 def test_no_nccl_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise ImportError(f"no {name}")
 
     monkeypatch.setattr(nccl_of_ours, "import_module", missing)
     with pytest.raises(BuildError, match=r"need NCCL, which CuPy does not load \(no cupy_backends"):
-        NcclRanks(None, 2, None)  # type: ignore[arg-type]
+        NcclRanks(None, Place(shares=True), None)  # type: ignore[arg-type]

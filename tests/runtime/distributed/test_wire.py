@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paddock.engines.protocol import StepInputs
+from paddock.engines.protocol import Choices, StepInputs
 from paddock.runtime.distributed.wire import (
     HEADER,
     MAGIC,
@@ -19,8 +19,10 @@ from paddock.runtime.distributed.wire import (
     Kind,
     WireError,
     pack_array,
+    pack_choice,
     pack_step,
     unpack_array,
+    unpack_choice,
     unpack_step,
 )
 
@@ -36,11 +38,10 @@ def ends() -> Iterator[tuple[Channel, socket.socket]]:
     raw.close()
 
 
-@given(st.integers(0, 2**62), st.lists(st.integers(0, 40), min_size=7, max_size=9))
-def test_a_step_arrives_as_it_was(number: int, sizes: list[int]) -> None:
+def drawn_step(sizes: list[int]) -> StepInputs:
     random = np.random.default_rng(sizes)
     kinds = {"token_ids": np.int64, "positions": np.int64, "logit_rows": np.int64}
-    step = StepInputs(
+    return StepInputs(
         **{
             field.name: random.integers(-5, 1000, sizes[i % len(sizes)]).astype(
                 kinds.get(field.name, np.int32)
@@ -48,12 +49,42 @@ def test_a_step_arrives_as_it_was(number: int, sizes: list[int]) -> None:
             for i, field in enumerate(fields(StepInputs))
         }
     )
+
+
+@given(st.integers(0, 2**62), st.lists(st.integers(0, 40), min_size=7, max_size=9))
+def test_a_step_arrives_as_it_was(number: int, sizes: list[int]) -> None:
+    step = drawn_step(sizes)
     found_number, found = unpack_step(pack_step(step, number))
     assert found_number == number
     for field in fields(StepInputs):
         sent, came = getattr(step, field.name), getattr(found, field.name)
         assert came.dtype == sent.dtype
         np.testing.assert_array_equal(came, sent)
+
+
+@given(st.lists(st.integers(0, 40), min_size=7, max_size=9))
+def test_a_choice_arrives_as_it_was(sizes: list[int]) -> None:
+    step = drawn_step(sizes)
+    random, rows = np.random.default_rng(1), len(step.logit_rows)
+    choices = Choices(
+        random.random(rows).astype(np.float32),
+        random.integers(0, 1 << 31, rows).astype(np.int32),
+        random.random(rows).astype(np.float32),
+        random.random(rows).astype(np.float32),
+        random.random(rows),
+        random.integers(-1, 4096, rows).astype(np.int32),
+    )
+    packed = pack_choice(step, choices, 7)
+    number, found, chosen = unpack_choice(packed)
+    assert number == 7
+    np.testing.assert_array_equal(found.token_ids, step.token_ids)
+    for field in fields(Choices):
+        sent, came = getattr(choices, field.name), getattr(chosen, field.name)
+        assert came.dtype == sent.dtype
+        np.testing.assert_array_equal(came, sent)
+    for broken in (packed[:5], packed[:-3], packed + bytes(48), packed[:8] + bytes(40)):
+        with pytest.raises(WireError):
+            unpack_choice(broken)
 
 
 def test_a_frame_arrives_in_pieces(ends: tuple[Channel, socket.socket]) -> None:
