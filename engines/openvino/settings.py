@@ -7,6 +7,7 @@ from math import gcd
 from typing import Any
 
 from paddock.engines.openvino.paged_attention import takes
+from paddock.engines.openvino.processor import multiplies_bf16_in_vectors
 from paddock.engines.protocol import BuildError, Rounding
 from paddock.graph import DType, Graph
 from paddock.graph.ops import Attention, CrossAttention, Dequantize, StateSlots
@@ -25,11 +26,15 @@ def settings(graph: Graph, options: Mapping[str, Any]) -> dict[str, Any]:
     # The kernels of recurrent layers keep states as activations are: in bf16, what is added up over
     # a sequence would be rounded at each step.
     keeps_state = next(graph.find(StateSlots), None) is not None
-    rounds = graph.dtype is DType.BF16 and not group and not keeps_state
-    precision = "bf16" if rounds else "f32"
     cache = options.get("cache_dtype") or "auto"
+    precision = "f32"
+    if graph.dtype is DType.BF16 and not keeps_state:
+        # Integer products come out the same either way; what lies between them is faster in bf16.
+        mixed = _four_bits(graph) and multiplies_bf16_in_vectors()
+        if not group or (mixed and cache in ("auto", *CACHE_DTYPES["bf16"])):
+            precision = "bf16"
     if cache == "auto":
-        cache = "f16" if group else precision
+        cache = "f16" if group and precision == "f32" else precision
     if cache not in CACHE_DTYPES[precision]:
         raise BuildError(
             f"engine.cache_dtype={cache}: beside arithmetic in {precision} OpenVINO's paged"
@@ -67,6 +72,10 @@ def rounding(graph: Graph, options: Mapping[str, Any]) -> Rounding:
     )
     group = properties.get("DYNAMIC_QUANTIZATION_GROUP_SIZE")
     return Rounding(precision, group, None if cache is precision else cache)
+
+
+def _four_bits(graph: Graph) -> bool:
+    return any(node.inputs[0].dtype is DType.I4 for node in graph.find(Dequantize))
 
 
 def _activation_group(graph: Graph) -> int:

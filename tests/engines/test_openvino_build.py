@@ -14,8 +14,10 @@ from openvino import op as ov_op
 from openvino import opset16
 
 from paddock.engines import openvino
+from paddock.engines.openvino import processor
+from paddock.engines.openvino import settings as chosen
 from paddock.engines.openvino.lowering import lower
-from paddock.engines.openvino.settings import settings
+from paddock.engines.openvino.settings import rounding, settings
 from paddock.engines.openvino.weights import Weights
 from paddock.engines.protocol import BuildError
 from paddock.graph import Array, DType, Graph, Op, Tensor, TensorType, use_graph
@@ -155,11 +157,13 @@ def test_version_is_that_of_the_compiler() -> None:
     assert openvino.version() == f"openvino {ov.__version__}"
 
 
-def quantized_graph(*widths: tuple[int, int], dtype: DType = DType.F32) -> Graph:
+def quantized_graph(
+    *widths: tuple[int, int], dtype: DType = DType.F32, stored: DType = DType.I8
+) -> Graph:
     """Products with integer weights of so many (columns, groups)."""
     with use_graph(Graph(dtype)) as graph:
         for i, (columns, groups) in enumerate(widths):
-            integers = F.Weight(f"{i}.weight", DType.I8, (8, columns))()
+            integers = F.Weight(f"{i}.weight", stored, (8, columns))()
             scales = F.Weight(f"{i}.scale", DType.F16, (8, groups))()
             F.Dequantize(dtype)(integers, scales)
     return graph
@@ -203,6 +207,54 @@ def test_precisions(graph: Graph, asked: str | None, precision: str, cache: str)
     assert found["INFERENCE_NUM_THREADS"] == 3
     assert (found.get("KEY_CACHE_QUANT_MODE") == "BY_TOKEN") == (cache == "u8")
     assert "DYNAMIC_QUANTIZATION_GROUP_SIZE" not in found or cache in ("f16", "f32")
+
+
+@pytest.mark.parametrize(
+    ("vectors", "dtype", "stored", "asked", "precision", "cache"),
+    [
+        (True, DType.BF16, DType.I4, "auto", "bf16", "bf16"),
+        (True, DType.BF16, DType.I4, "u8", "bf16", "u8"),
+        (True, DType.BF16, DType.I4, "f16", "f32", "f16"),
+        (True, DType.BF16, DType.I8, "auto", "f32", "f16"),
+        (True, DType.F32, DType.I4, "auto", "f32", "f16"),
+        (False, DType.BF16, DType.I4, "auto", "f32", "f16"),
+    ],
+)
+def test_arithmetic_between_products_of_four_bits(
+    monkeypatch: pytest.MonkeyPatch,
+    vectors: bool,
+    dtype: DType,
+    stored: DType,
+    asked: str,
+    precision: str,
+    cache: str,
+) -> None:
+    monkeypatch.setattr(chosen, "multiplies_bf16_in_vectors", lambda: vectors)
+    graph = quantized_graph((1024, 32), dtype=dtype, stored=stored)
+    found = settings(graph, {"cache_dtype": asked})
+    assert found["INFERENCE_PRECISION_HINT"] == precision
+    assert found["KV_CACHE_PRECISION"] == cache
+    assert found["DYNAMIC_QUANTIZATION_GROUP_SIZE"] == 32
+    told = rounding(graph, {"cache_dtype": asked})
+    kept = None if cache == precision else DType(cache)
+    assert (told.dtype, told.activation_group, told.cache) == (DType(precision), 32, kept)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu avx512f avx512_bf16 avx512_vnni\n", True),
+        ("flags\t\t: fpu avx512f avx512_bf16 amx_bf16 amx_tile\n", False),
+        ("flags\t\t: fpu avx2\n", False),
+        ("Features\t: fp asimd bf16\n", False),
+        (None, False),
+    ],
+)
+def test_what_the_processor_multiplies(tmp_path: Path, text: str | None, expected: bool) -> None:
+    file = tmp_path / "cpuinfo"
+    if text is not None:
+        file.write_text(text)
+    assert processor.in_vectors(processor.features(file)) == expected
 
 
 @pytest.mark.parametrize(("dtype", "cache"), [(DType.F32, "bf16"), (DType.BF16, "f32")])

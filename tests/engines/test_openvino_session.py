@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from paddock.engines import openvino, reference
+from paddock.engines.openvino import settings as chosen
 from paddock.engines.openvino.session import OpenVINOSession
 from paddock.engines.protocol import BuildError, Session
 from paddock.graph import Array, DType, Graph, Module, QuantFormat
@@ -108,6 +109,17 @@ def test_every_precision_is_near_the_reference(form: str, session: Session) -> N
     for plan in (whole(lengths), together(lengths), decode(lengths, 33), chunks(lengths, random)):
         found = play(session, sequences(), plan, random)
         assert relative_error(found, expected(WIDE.name, form)) < TOLERANCE[form]
+
+
+@pytest.mark.parametrize("vectors", [False, True])
+def test_four_bits_in_either_arithmetic(monkeypatch: pytest.MonkeyPatch, vectors: bool) -> None:
+    monkeypatch.setattr(chosen, "multiplies_bf16_in_vectors", lambda: vectors)
+    session = opened(WIDE, "int4 groups of 32")
+    found = play(session, sequences(), together([90, 40]), np.random.default_rng(1))
+    assert relative_error(found, expected(WIDE.name, "int4 groups of 32")) < 0.1
+    assert session.runtime_report()["settings"]["KV_CACHE_PRECISION"] == (
+        "bf16" if vectors else "f16"
+    )
 
 
 @pytest.mark.parametrize("form", ["f32", "bf16", "int8", "int4 groups of 64"])
