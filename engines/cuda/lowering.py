@@ -38,7 +38,12 @@ from paddock.engines.cuda.launching import (
     grid_of,
     turns,
 )
-from paddock.engines.cuda.recurrent import causal_conv, gated_delta_rule, selective_scan
+from paddock.engines.cuda.recurrent import (
+    causal_conv,
+    gated_delta_rule,
+    real_gated_recurrence,
+    selective_scan,
+)
 from paddock.engines.protocol import BuildError
 from paddock.graph import DType, Op
 from paddock.graph import ops as F
@@ -739,6 +744,7 @@ TABLE: Mapping[type[Op], Emit] = {
     F.LayerNorm: _layer_norm,
     F.Mul: _combine(multiply=True),
     F.RMSNorm: _rms_norm,
+    F.RealGatedRecurrence: real_gated_recurrence,
     F.Receive: _receive,
     F.ReduceScatter: _reduce_scatter,
     F.RelativeAttention: attention,

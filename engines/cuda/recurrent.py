@@ -80,6 +80,18 @@ def selective_scan(gpu: GPU, i: Instruction) -> None:
     )
 
 
+def real_gated_recurrence(gpu: GPU, i: Instruction) -> None:
+    assert isinstance(i.op, F.RealGatedRecurrence)
+    x, gate, rates, state, starts, past, slots = i.inputs
+    channels = x.shape[1]
+    gpu.launch(
+        _function(gpu, i, "real_gated_recurrence", 3),
+        (ceil(channels / 128), slots.shape[0]),
+        128,
+        *(x, gate, rates, state, i.outputs[0], starts, past, slots, np.int32(channels)),
+    )
+
+
 def gated_delta_rule(gpu: GPU, i: Instruction) -> None:
     assert isinstance(i.op, F.GatedDeltaRule)
     q, k, v, gate, beta, state, starts, past, slots = i.inputs

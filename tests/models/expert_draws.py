@@ -216,7 +216,7 @@ def dbrx(draw: Draw) -> Config:
     rope = draw.rope()
     return {
         "vocab_size": 96,
-        "d_model": heads * draw.one_of(8, 12, 16),
+        "d_model": heads * draw.one_of(8, 16),
         "n_heads": heads,
         "n_layers": 2,
         "max_seq_len": 64,
