@@ -21,6 +21,7 @@ class DType(StrEnum):
     I8 = "i8"
     U8 = "u8"
     I4 = "i4"
+    F8E4M3 = "f8e4m3"
     BOOL = "bool"
 
     @property
@@ -35,6 +36,7 @@ class DType(StrEnum):
 
     @property
     def is_float(self) -> bool:
+        """Whether ops compute in it. e4m3 is what weights are stored in, as integers are."""
         return self in (DType.F64, DType.F32, DType.F16, DType.BF16)
 
     @property
@@ -53,5 +55,6 @@ _NUMPY: dict[DType, np.dtype[Any]] = {
     DType.I8: np.dtype(np.int8),
     DType.U8: np.dtype(np.uint8),
     DType.I4: np.dtype(ml_dtypes.int4),
+    DType.F8E4M3: np.dtype(ml_dtypes.float8_e4m3fn),
     DType.BOOL: np.dtype(np.bool_),
 }

@@ -66,20 +66,26 @@ class Shard:
     parts: Parts
 
 
+STORED = (DType.I8, DType.I4, DType.F8E4M3)  # what weights may be quantized to
+
+
 @dataclass(frozen=True)
 class QuantFormat:
-    """Weights as integers with a scale: value = integer x scale, symmetric about zero.
+    """Weights in 8 or 4 bits with a scale: value = stored x scale, symmetric about zero.
 
-    `group` is how many neighbours along the input axis share a scale; None means a whole row.
+    `group` is how many neighbours along the input axis share a scale; None means a whole row, as
+    it always is of e4m3, whose own exponents do what groups are for.
     """
 
-    dtype: DType  # i8 or i4
+    dtype: DType  # i8, i4 or e4m3
     group: int | None = None
     scale: DType = DType.F16
 
     def __post_init__(self) -> None:
-        if self.dtype not in (DType.I8, DType.I4):
-            raise GraphError(f"weights are quantized to i8 or i4, not to {self.dtype}")
+        if self.dtype not in STORED:
+            raise GraphError(f"weights are quantized to {', '.join(STORED)}, not to {self.dtype}")
+        if self.group is not None and self.dtype is DType.F8E4M3:
+            raise GraphError(f"{self.dtype} has one scale a row, not one for {self.group} weights")
         if self.group is not None and self.group < 1:
             raise GraphError(f"a group of {self.group} weights cannot share a scale; expected 1 up")
         if not self.scale.is_float:

@@ -60,7 +60,7 @@ CODE_OF_WEIGHTS = tuple(
 
 # Bytes of the checkpoint a second: binding is bound by reading and hashing, and in int4 by the
 # search for each group's scale. Two cores, a checkpoint that is not in memory yet.
-BINDING_BYTES_S = {"none": 4e8, "int8": 2e8, "int4": 3e7}
+BINDING_BYTES_S = {"none": 4e8, "int8": 2e8, "fp8": 2e8, "int4": 3e7}
 WEIGHTS_IN_PLAN = "weights in the plan"  # a part of the key of engines that compile
 FED, EXCHANGEABLE = "external", "refittable"  # its values of which a plan takes other weights
 CHUNKS_BYTES = 64 << 20  # what binding a rank holds at least

@@ -12,7 +12,7 @@ from paddock.graph import DType, nearest
 from paddock.recipes.errors import RecipeError
 from paddock.recipes.schema import Recipe
 
-STORED = {"int8": DType.I8, "int4": DType.I4}
+STORED = {"int8": DType.I8, "int4": DType.I4, "fp8": DType.F8E4M3}
 
 
 def names() -> list[str]:

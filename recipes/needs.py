@@ -5,7 +5,7 @@ import re
 from paddock.recipes.schema import Recipe
 
 GB = 1e9  # disks and downloads are counted in powers of ten
-BITS = {"none": 16, "int8": 8, "int4": 5}  # int4: and an f32 scale for each 32
+BITS = {"none": 16, "int8": 8, "fp8": 8, "int4": 5}  # int4: and an f32 scale for each 32
 
 
 def parameters(size: str) -> float | None:

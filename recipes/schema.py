@@ -26,7 +26,7 @@ Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(strict=True)]
 Name = Annotated[str, Field(strict=True, min_length=1)]
 Names = Annotated[tuple[Name, ...], BeforeValidator(_one_name)]
-WeightFormat = Literal["none", "int8", "int4"]
+WeightFormat = Literal["none", "int8", "int4", "fp8"]
 
 
 class Settings(BaseModel):
@@ -85,7 +85,9 @@ class QuantSettings(Settings):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.weights == "none" and (self.group is not None or self.head not in ("same", "none")):
-            raise ValueError("group and head mean something only where weights are int8 or int4")
+            raise ValueError("group and head mean something only where weights are quantized")
+        if self.weights == "fp8" and self.group is not None:
+            raise ValueError("fp8 has one scale a row; leave out quant.group")
         if self.weights == "int4" and self.group is None:
             raise ValueError(
                 "int4 needs a group: a scale for a whole row is too coarse; e.g. quant.group=32"

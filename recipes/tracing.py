@@ -108,4 +108,5 @@ def _quantize(module: Module, quant: QuantSettings, scale: DType, *, whole: bool
 def _format(weights: str, group: int | None, group_scale: DType) -> QuantFormat:
     if weights == "int4":
         return QuantFormat(STORED[weights], group, group_scale)
-    return QuantFormat(STORED[weights])
+    # e4m3's scales are of what a row's largest number over 448 is, which f16 may not reach.
+    return QuantFormat(STORED[weights], scale=DType.F32 if weights == "fp8" else DType.F16)

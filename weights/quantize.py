@@ -1,10 +1,12 @@
-"""Weights as integers and scales: int8 a row, int4 in groups, symmetric about zero."""
+"""Weights in fewer bits, with scales: int8 and e4m3 a row, int4 in groups, symmetric about zero."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from paddock.graph import Array, DType, QuantFormat
+
+E4M3_MAX = 448  # its largest number
 
 # int4 runs from -8 to 7, so a group's weight of largest size goes to the negative end, whatever its
 # own sign: the scale takes it up. At step 8 it is exact; beyond, it is clipped and all others are
@@ -17,12 +19,12 @@ INT4_STEPS = (7.5, 8.0, 8.5, 9.0, 10.0)
 def quantize_rows(
     weights: Array, quant: QuantFormat, *, steps: tuple[float, ...] = INT4_STEPS
 ) -> tuple[Array, Array]:
-    """f32 [rows, columns] -> i8 integers [rows, columns], scales [rows, groups].
+    """f32 [rows, columns] -> i8 integers or e4m3 [rows, columns], scales [rows, groups].
 
-    A weight is integer x scale, with the scale rounded to its stored type first. int8 takes
-    max|w| / 127 and stays within -127 and 127. For int4 each group takes, of the scales
-    -extreme / step, that with the least squared error; they may be negative. Weights that are not
-    finite become 0.
+    A weight is stored x scale, with the scale rounded to its stored type first. int8 takes
+    max|w| / 127 and stays within -127 and 127; e4m3 takes max|w| / 448. For int4 each group takes,
+    of the scales -extreme / step, that with the least squared error; they may be negative. Weights
+    that are not finite become 0.
     """
     rows, columns = weights.shape
     grouped = weights.reshape(rows, -1, quant.group or columns)
@@ -31,6 +33,11 @@ def quantize_rows(
         grouped = np.nan_to_num(grouped, nan=0.0, posinf=0.0, neginf=0.0)
         high, low = grouped.max(2), grouped.min(2)
     integers = np.empty_like(grouped)
+    if quant.dtype is DType.F8E4M3:
+        scales = _stored(np.maximum(high, -low) / np.float32(E4M3_MAX), quant.scale)
+        np.multiply(grouped, _inverse(scales)[..., None], out=integers)
+        np.clip(integers, -E4M3_MAX, E4M3_MAX, out=integers)  # beyond, e4m3 has NaN alone
+        return integers.reshape(rows, columns).astype(quant.dtype.numpy), scales
     if quant.dtype is DType.I8:
         scales = _stored(np.maximum(high, -low) / np.float32(127), quant.scale)
         _round(grouped, scales, -127, 127, integers)
@@ -96,10 +103,15 @@ def _stored(scales: Array, dtype: DType) -> Array:
     return scales.astype(dtype.numpy)
 
 
+def _inverse(scales: Array) -> Array:
+    """1 / scale in f32, and 0 where the scale has become 0."""
+    wide = scales.astype(np.float32)
+    inverse: Array = np.divide(np.float32(1), wide, out=np.zeros_like(wide), where=wide != 0)
+    return inverse
+
+
 def _round(grouped: Array, scales: Array, low: int, high: int, integers: Array) -> None:
     """The nearest integers, as f32; all 0 where the scale has become 0."""
-    wide = scales.astype(np.float32)
-    inverse = np.divide(np.float32(1), wide, out=np.zeros_like(wide), where=wide != 0)
-    np.multiply(grouped, inverse[..., None], out=integers)
+    np.multiply(grouped, _inverse(scales)[..., None], out=integers)
     np.rint(integers, out=integers)
     np.clip(integers, low, high, out=integers)

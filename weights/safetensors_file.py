@@ -63,6 +63,7 @@ CODES: dict[DType, str] = {
     DType.I32: "I32",
     DType.I8: "I8",
     DType.U8: "U8",
+    DType.F8E4M3: "F8_E4M3",
     DType.BOOL: "BOOL",
 }
 

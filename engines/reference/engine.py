@@ -29,7 +29,7 @@ from paddock.graph.tensor import fixed
 NAME = "reference"
 CAPABILITIES = Capabilities(
     dtypes=(DType.F32, DType.F64, DType.BF16, DType.F16),
-    quantization=(DType.I8, DType.I4),
+    quantization=(DType.I8, DType.I4, DType.F8E4M3),
     cache_dtypes=("auto",),
     collectives=True,
 )

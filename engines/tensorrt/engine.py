@@ -47,7 +47,7 @@ from paddock.graph.passes.expand import expand
 NAME = "tensorrt"
 CAPABILITIES = Capabilities(
     dtypes=(DType.F16, DType.BF16, DType.F32),
-    quantization=(DType.I8, DType.I4),
+    quantization=(DType.I8, DType.I4, DType.F8E4M3),
     cache_dtypes=("auto",),
     collectives=True,
     gpu=True,

@@ -281,8 +281,9 @@ def _dequantize(state: Lowering, node: Node, inputs: list[Any]) -> Any:
     network, dtype, shape = state.network, node.outputs[0].dtype, fixed(integers.shape)
     values = state.weights.tensor(state, integers, (rows, shape[-1]))
     scale = state.weights.tensor(state, scales, (rows,) if per_row else (rows, groups))
-    # TensorRT has 4-bit integers' scales in the type of the result alone.
-    scale = state.narrowed(scale, dtype)
+    if integers.dtype is not DType.F8E4M3:
+        # TensorRT has 4-bit integers' scales in the type of the result alone.
+        scale = state.narrowed(scale, dtype)
     layer = network.layer("dequantize", values, scale, network.dtype(dtype))
     if per_row:
         network.set(layer, "axis", 0)

@@ -30,6 +30,7 @@ DATA_TYPES: dict[DType, str] = {
     DType.I8: "INT8",
     DType.U8: "UINT8",
     DType.I4: "INT4",
+    DType.F8E4M3: "FP8",
     DType.BOOL: "BOOL",
 }
 

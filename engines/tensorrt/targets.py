@@ -25,6 +25,7 @@ OLDEST: dict[DType, str] = {
     DType.F32: "sm80",
     DType.BF16: "sm80",
     DType.I4: "sm80",
+    DType.F8E4M3: "sm89",
 }
 
 

@@ -10,7 +10,7 @@ from paddock.graph.errors import GraphError
 from paddock.graph.graph import current_graph
 from paddock.graph.mesh import Mesh
 from paddock.graph.op import Op
-from paddock.graph.parameter import Cache, Parameter, QuantFormat, State
+from paddock.graph.parameter import STORED, Cache, Parameter, QuantFormat, State
 from paddock.graph.tensor import BLOCK_SIZE, BLOCKS, SLOTS, Shape, Tensor, TensorType, fixed
 
 
@@ -122,16 +122,17 @@ class Fill(Op):
 
 @dataclass(frozen=True)
 class Dequantize(Op):
-    """Integers [rows, columns] times scales [rows, columns / group] -> weights [rows, columns].
+    """Stored [rows, columns] times scales [rows, columns / group] -> weights [rows, columns].
 
-    One scale a row where there is one group. Experts' weights have an axis in front.
+    Stored are integers, or e4m3 (Micikevicius et al. 2022, arxiv.org/abs/2209.05433). One scale a
+    row where there is one group. Experts' weights have an axis in front.
     """
 
     dtype: DType
 
     def infer(self, values: TensorType, scales: TensorType) -> TensorType:
-        if values.rank not in (2, 3) or values.dtype not in (DType.I8, DType.I4):
-            raise GraphError(f"expected integers of two or three axes: {values}, {scales}")
+        if values.rank not in (2, 3) or values.dtype not in STORED:
+            raise GraphError(f"expected integers or e4m3, of 2 or 3 axes: {values}, {scales}")
         if scales.rank != values.rank:
             raise GraphError(f"expected scales of as many axes as integers: {values}, {scales}")
         if not (self.dtype.is_float and scales.dtype.is_float):

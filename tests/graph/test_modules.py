@@ -125,7 +125,8 @@ def test_parts_that_do_not_divide(parts: Parts, tp: int, message: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((DType.BF16,), "weights are quantized to i8 or i4, not to bf16"),
+        ((DType.F8E4M3, 32), "f8e4m3 has one scale a row, not one for 32 weights"),
+        ((DType.BF16,), "weights are quantized to i8, i4, f8e4m3, not to bf16"),
         ((DType.I8, 0), "a group of 0 weights cannot share a scale"),
         ((DType.I8, 32, DType.I8), "scales are floats, not i8"),
     ],

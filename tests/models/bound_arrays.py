@@ -61,7 +61,11 @@ class BoundArrays:
 
 
 def quantized(weight: Array, quant: QuantFormat) -> tuple[Array, Array]:
-    """Integers [rows, columns] and scales [rows, groups], nearest to the weight."""
+    """Stored [rows, columns] and scales [rows, groups], nearest to the weight."""
+    if quant.dtype is DType.F8E4M3:
+        scales = (np.abs(weight).max(-1, keepdims=True) / 448).astype(quant.scale.numpy)
+        stored = np.clip(weight / scales.astype(np.float32), -448, 448)
+        return stored.astype(quant.dtype.numpy), scales
     groups = 1 if quant.group is None else weight.shape[1] // quant.group
     grouped = weight.reshape(len(weight), groups, -1)
     largest = 127 if quant.dtype is DType.I8 else 7

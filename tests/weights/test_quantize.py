@@ -16,7 +16,7 @@ from paddock.weights.quantize import (
     unpack_int4,
 )
 
-INT8 = QuantFormat(DType.I8)
+INT8, FP8 = QuantFormat(DType.I8), QuantFormat(DType.F8E4M3, scale=DType.F32)
 
 
 def sample(rows: int, columns: int, seed: int = 0) -> Array:
@@ -96,6 +96,31 @@ def test_zeros_tiny_huge_and_not_finite(quant: QuantFormat) -> None:
     close = dequantize_rows(*quantize_rows(weights, quant))
     assert close[0, :3].tolist() == [0, 0, 0]
     np.testing.assert_allclose(close[0, 3:], weights[0, 3:], atol=0.15)
+
+
+def test_e4m3_rounds_each_number_to_its_nearest() -> None:
+    """In 3 bits behind the leading one, down to where its exponents end."""
+    weights = sample(64, 256)
+    stored, scales = quantize_rows(weights, FP8)
+    assert stored.dtype == ml_dtypes.float8_e4m3fn
+    assert scales.dtype == np.float32
+    assert np.abs(stored.astype(np.float32)).max() == 448
+    error = np.abs(dequantize_rows(stored, scales) - weights)
+    assert (error <= np.maximum(np.abs(weights) * 2**-4, scales * 2**-10) * 1.0001).all()
+    assert (error > np.abs(weights) * 2**-5).any()
+
+
+def test_e4m3_has_no_nan_of_finite_weights() -> None:
+    """Where a scale was rounded down, or is the largest there is, weights are clipped."""
+    in_f16 = QuantFormat(DType.F8E4M3)
+    for quant, largest in ((FP8, 3e38), (in_f16, 1.0003), (in_f16, 1e30)):
+        weights = np.linspace(-largest, largest, 96, dtype=np.float32).reshape(1, -1)
+        stored, _ = quantize_rows(weights, quant)
+        assert np.isfinite(stored.astype(np.float32)).all()
+    close = dequantize_rows(*quantize_rows(np.array([[np.nan, np.inf, 1, 0.5]], np.float32), FP8))
+    assert close.tolist() == [[0, 0, 1, 0.5]]
+    zeros = np.zeros((1, 4), np.float32)
+    assert not dequantize_rows(*quantize_rows(zeros, FP8)).any()
 
 
 @settings(max_examples=50, deadline=None)

@@ -36,6 +36,7 @@ OPTIONS: dict[str, Any] = {
     "max_sequences": 8,
     "max_tokens_per_step": 64,
 }
+FP8 = QuantFormat(DType.F8E4M3, scale=DType.F32)  # as recipes have it
 ROUNDOFF = {DType.F32: 2.0**-24, DType.F16: 2.0**-11, DType.BF16: 2.0**-8}
 
 

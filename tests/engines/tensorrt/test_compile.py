@@ -7,8 +7,9 @@ import pytest
 from paddock.engines.tensorrt.definition import compile_plan
 from paddock.engines.tensorrt.flavours import Flavour
 from paddock.engines.tensorrt.plan import kernels_in
+from paddock.engines.tensorrt.targets import OLDEST
 from paddock.graph import DType, QuantFormat
-from tests.engines.tensorrt.networks import Model, defined
+from tests.engines.tensorrt.networks import FP8, Model, defined
 from tests.models.parity_cases import CASES, CHARACTERISTIC
 
 # The case of each architecture that has its peculiarities on, or else its first.
@@ -25,6 +26,7 @@ TARGETS = {
     DType.F32: ["sm80", "sm86", "sm89", "sm120", "sm121"],
 }
 INT8, INT4 = QuantFormat(DType.I8), QuantFormat(DType.I4, 8)
+FORMATS = {"whole": None, "int8": INT8, "int4": INT4, "fp8": FP8}
 
 
 def compiled(
@@ -37,7 +39,8 @@ def compiled(
 ) -> bytes:
     """For every target that has the types, in one plan."""
     model = Model(name, dtype, quant=quant)
-    targets = [t for t in TARGETS[dtype] if not (quant and quant.dtype is DType.I4 and t == "sm75")]
+    oldest = OLDEST[dtype if quant is None else quant.dtype]
+    targets = [t for t in TARGETS[dtype] if int(t[2:]) >= int(oldest[2:])]
     request = model.request(target=targets)
     _, definition = defined(flavour, request, model.weights if embedded else None)
     return compile_plan(definition, request.targets)
@@ -53,7 +56,7 @@ def test_f16_with_weights_embedded(flavour: Flavour, name: str) -> None:
     compiled(flavour, name, DType.F16, embedded=True)
 
 
-@pytest.mark.parametrize("quant", [INT8, INT4], ids=["int8", "int4"])
+@pytest.mark.parametrize("quant", [INT8, INT4, FP8], ids=["int8", "int4", "fp8"])
 @pytest.mark.parametrize("dtype", [DType.F16, DType.BF16])
 def test_quantized_weights(flavour: Flavour, dtype: DType, quant: QuantFormat) -> None:
     whole = compiled(flavour, "llama-biases", dtype)
@@ -64,7 +67,7 @@ def test_quantized_weights(flavour: Flavour, dtype: DType, quant: QuantFormat) -
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BY_ARCHITECTURE.values(), ids=BY_ARCHITECTURE)
 @pytest.mark.parametrize("embedded", [False, True], ids=["fed", "embedded"])
-@pytest.mark.parametrize("quant", [None, INT8, INT4], ids=["whole", "int8", "int4"])
+@pytest.mark.parametrize("quant", FORMATS.values(), ids=FORMATS)
 @pytest.mark.parametrize("dtype", [DType.F16, DType.BF16, DType.F32])
 def test_every_form_of_every_architecture(
     flavour: Flavour, dtype: DType, quant: QuantFormat | None, embedded: bool, name: str

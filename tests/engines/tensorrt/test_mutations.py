@@ -19,7 +19,7 @@ from paddock.engines.tensorrt.lowering import TABLE, Lowering
 from paddock.engines.tensorrt.session import TensorRTSession
 from paddock.graph import DType, Node, QuantFormat
 from paddock.graph import ops as F
-from tests.engines.tensorrt.networks import Model, played, session_of, tolerance
+from tests.engines.tensorrt.networks import FP8, Model, played, session_of, tolerance
 from tests.engines.tensorrt.ranks import RanksSession
 from tests.models.expected_logits import expected
 from tests.models.parity_cases import case
@@ -226,7 +226,7 @@ def a_percent_more(state: Lowering, y: Any) -> Any:
 
 
 @pytest.mark.parametrize("change", [turned_square, a_percent_more])
-@pytest.mark.parametrize("quant", [QuantFormat(DType.I8), QuantFormat(DType.I4, 8)])
+@pytest.mark.parametrize("quant", [QuantFormat(DType.I8), QuantFormat(DType.I4, 8), FP8])
 def test_mistakes_in_quantization_show(
     flavour: Flavour,
     monkeypatch: Patch,

@@ -12,7 +12,7 @@ import pytest
 
 from paddock.engines.tensorrt.flavours import Flavour
 from paddock.graph import DType, QuantFormat
-from tests.engines.tensorrt.networks import Model, played, session_of, tolerance
+from tests.engines.tensorrt.networks import FP8, Model, played, session_of, tolerance
 from tests.models.expected_logits import expected
 from tests.models.parity_cases import CASES, CHARACTERISTIC
 from tests.models.play import chunks, decode, relative_error, together, whole
@@ -83,13 +83,15 @@ def test_embedded_weights_are_the_same_network(flavour: Flavour, name: str) -> N
 
 @pytest.mark.parametrize("name", CHARACTERISTIC)
 @pytest.mark.parametrize(
-    "quant", [QuantFormat(DType.I8), QuantFormat(DType.I4, 8)], ids=["int8", "int4"]
+    "quant",
+    [QuantFormat(DType.I8), QuantFormat(DType.I4, 8), FP8],
+    ids=["int8", "int4", "fp8"],
 )
 @pytest.mark.parametrize("dtype", [DType.F32, DType.F16, DType.BF16])
 def test_quantized_weights_are_those_of_the_reference(
     flavour: Flavour, name: str, quant: QuantFormat, dtype: DType
 ) -> None:
-    """Against the NumPy definitions over the same integers: rounding of weights is not at issue."""
+    """Against the NumPy definitions over the same stored values: their rounding is not at issue."""
     from paddock.engines import reference
 
     model, exact = Model(name, dtype, quant=quant), Model(name, quant=quant)

@@ -24,6 +24,7 @@ def choose(
 
 def test_without_a_gpu_a_plan_is_for_all_that_run_it() -> None:
     assert choose("auto") == ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
+    assert choose("auto", dtype=DType.F8E4M3) == ("sm89", "sm120", "sm121")
     assert choose("auto", dtype=DType.BF16) == ("sm80", "sm86", "sm89", "sm120", "sm121")
 
 
@@ -41,6 +42,12 @@ def test_auto_is_this_machines_own() -> None:
     [
         (["sm75"], {"dtype": DType.BF16}, r"sm75 \(Turing.* no arithmetic for bf16.* dtype=f16"),
         (["sm80", "sm75"], {"dtype": DType.F32}, r"sm75 .* for f32, which begins with sm80"),
+        (["sm75"], {"dtype": DType.F8E4M3}, r"sm75 .* no arithmetic for f8e4m3, which begins with"),
+        (
+            ["sm80", "sm89"],
+            {"dtype": DType.F8E4M3},
+            r"sm80 .* with sm89; use quant=int8 or ",
+        ),
         (["sm75"], {"dtype": DType.I4}, r"sm75 .* for i4.* use quant=int8"),
         (["sm90"], {}, r"has no 'sm90'; nearest .*; it compiles for sm75"),
         (["auto"], {"here": "sm90"}, r"GPU is sm90, which .* does not compile for.*engine=cuda"),
