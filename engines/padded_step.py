@@ -60,6 +60,16 @@ class _Row:
     source: slice
     """Of the step's source tokens, those of a sequence that begins."""
 
+    def behind(self, tokens: int) -> _Row:
+        """What is left of it after so many tokens."""
+        return replace(
+            self,
+            start=self.start + tokens,
+            tokens=self.tokens - tokens,
+            past=self.past + tokens,
+            source=slice(0, 0),
+        )
+
     @property
     def begins(self) -> bool:
         """Whether it brings a source."""
@@ -73,7 +83,8 @@ class _Row:
 class PaddedPlanner:
     """`capacity`: tokens that a slot holds, one more than any sequence has; `source_capacity`: of
     an encoder-decoder's source, likewise. A call has at most `max_rows` rows and `max_step_tokens`
-    tokens, padding counted. Where nothing is kept in slots, `has_slots` False, a call's rows are
+    tokens, padding counted; a row has at most `longest_row`, and what a sequence has beyond them
+    comes in later calls. Where nothing is kept in slots, `has_slots` False, a call's rows are
     any sequences, those of like length together."""
 
     def __init__(
@@ -83,10 +94,12 @@ class PaddedPlanner:
         max_step_tokens: int,
         *,
         source_capacity: int = 0,
+        longest_row: int | None = None,
         has_slots: bool = True,
     ) -> None:
         self.capacity, self.max_rows, self.max_step_tokens = capacity, max_rows, max_step_tokens
         self.source_capacity, self.has_slots = source_capacity, has_slots
+        self.longest_row = longest_row or max_step_tokens
 
     def calls(self, step: StepInputs) -> Iterator[PaddedCall]:
         """Decoding sequences share a call; prompts share one with neighbours of like lengths.
@@ -98,13 +111,14 @@ class PaddedPlanner:
         if not self.has_slots:
             by_length = sorted(rows, key=lambda row: row.tokens)
             rows = [replace(row, slot=i) for i, row in enumerate(by_length)]
-        decode = [row.tokens == 1 and not row.begins for row in rows]
-        for group in self._within_reach(
-            [r for r, alone in zip(rows, decode, strict=True) if alone]
-        ):
-            yield self._call(step, group, 1)
-        for group in self._groups([r for r, alone in zip(rows, decode, strict=True) if not alone]):
-            yield self._call(step, group, max(row.tokens for row in group))
+        while rows:
+            now = [replace(row, tokens=min(row.tokens, self.longest_row)) for row in rows]
+            decode = [row.tokens == 1 and not row.begins for row in now]
+            for group in self._within_reach([r for r, d in zip(now, decode, strict=True) if d]):
+                yield self._call(step, group, 1)
+            for group in self._groups([r for r, d in zip(now, decode, strict=True) if not d]):
+                yield self._call(step, group, max(row.tokens for row in group))
+            rows = [row.behind(self.longest_row) for row in rows if row.tokens > self.longest_row]
 
     def _within_reach(self, rows: list[_Row]) -> Iterator[list[_Row]]:
         """Runs of slots, some perhaps left out, that are rows of one call."""

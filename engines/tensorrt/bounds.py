@@ -29,6 +29,8 @@ class Bounds:
     """Padded tokens of a call, S x L."""
     max_source: int | None = None
     """Tokens of the longest source of an encoder-decoder; None, as many as of a sequence."""
+    max_row: int | None = None
+    """Tokens of a row of a call at most; None, as many as a call has."""
 
     @property
     def capacity(self) -> int:
@@ -50,7 +52,8 @@ class Bounds:
     @property
     def longest_row(self) -> int:
         """Tokens of the longest row of a call."""
-        return min(self.max_step_tokens, self.max_context)
+        longest = min(self.max_step_tokens, self.max_context)
+        return min(longest, self.max_row or longest)
 
     @staticmethod
     def of(options: Mapping[str, Any]) -> Bounds:

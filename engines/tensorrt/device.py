@@ -32,6 +32,9 @@ class Device(Protocol):
     def upload(self, buffer: Buffer, array: Array, offset: int = 0) -> None:
         """Copy a contiguous array, which must not change before `synchronize`."""
 
+    def copy(self, to: int, source: int, nbytes: int) -> None:
+        """Copy between two addresses of the device that are apart."""
+
     def download(self, buffer: Buffer, array: Array) -> None:
         """Copy into a contiguous array, which has the values after `synchronize`."""
 
@@ -75,6 +78,10 @@ class CupyDevice:
             runtime.memcpyHostToDevice,
             self.stream,
         )
+
+    def copy(self, to: int, source: int, nbytes: int) -> None:
+        runtime = self._cupy.cuda.runtime
+        runtime.memcpyAsync(to, source, nbytes, runtime.memcpyDeviceToDevice, self.stream)
 
     def download(self, buffer: Buffer, array: Array) -> None:
         runtime = self._cupy.cuda.runtime

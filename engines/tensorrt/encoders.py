@@ -38,7 +38,7 @@ def bidirectional_attention(state: Lowering, node: Node, inputs: list[Any]) -> A
         network.set(layer, "key_value_lengths", row_lengths(state, source=source))
     else:
         layer = network.layer("attention", q, k, v, softmax, False)
-    seen = None if has_lengths else _not_padding(state, source)
+    seen = None if has_lengths else not_padding(state, source)
     if op.window is not None:
         near = _near(state, op.window, source)
         seen = near if seen is None else state.elementwise("AND", near, seen)
@@ -61,7 +61,7 @@ def sequence_mean(state: Lowering, node: Node, inputs: list[Any]) -> Any:
     source = _of_source(node.inputs[1])
     sizes = state.joined([state.step_shape(source=source), network.indices(size)], 0)
     x = state.view(state.widened(inputs[0]), sizes=sizes)
-    real = state.view(_not_padding(state, source), (0, -1, 1))
+    real = state.view(not_padding(state, source), (0, -1, 1))
     zero = network.scalar(0.0, DType.F32, 3)
     total = network.add(
         "reduce",
@@ -98,7 +98,7 @@ def places(state: Lowering, source: bool = False) -> Tensor:
     return state.once(("places", source), make)
 
 
-def _not_padding(state: Lowering, source: bool) -> Tensor:
+def not_padding(state: Lowering, source: bool = False) -> Tensor:
     """bool [S, 1, 1, L]."""
 
     def make() -> Tensor:

@@ -25,6 +25,7 @@ from paddock.engines.tensorrt.plan import Plan, kernels_in
 from paddock.engines.tensorrt.plugin import is_plugin, require_a_form
 from paddock.engines.tensorrt.runtime import open_on_gpu
 from paddock.engines.tensorrt.session import TensorRTSession
+from paddock.engines.tensorrt.states import ROW_TOKENS
 from paddock.engines.tensorrt.subprocess_build import Progress, Request, compile_in_subprocess
 from paddock.engines.tensorrt.weights import (
     EMBEDDED,
@@ -39,7 +40,10 @@ from paddock.graph.ops import (
     BidirectionalAttention,
     CrossAttention,
     Dequantize,
+    GatedDeltaRule,
     Input,
+    RealGatedRecurrence,
+    SelectiveScan,
     SequenceMean,
 )
 from paddock.graph.passes.expand import expand
@@ -121,7 +125,7 @@ def check_target(dtypes: Sequence[DType], options: Mapping[str, Any]) -> None:
 
 def key_parts(graph: Graph, options: Mapping[str, Any]) -> dict[str, str]:
     """What a build depends on beside the graph."""
-    flavour, chosen = _chosen(types_of(graph), options)
+    flavour, chosen = _chosen(arithmetic_of(graph), options)
     bounds = bounds_of(graph, options)
     return {
         "compiler": flavour.label,
@@ -140,7 +144,7 @@ def estimate(graph: Graph, options: Mapping[str, Any], weight_bytes: int) -> Com
     nodes = len(graph.nodes)
     base, each = (2.0e6, 31e3) if graph.dtype is DType.F32 else (3.5e6, 14.8e3)
     plan, memory = base + each * nodes, 216e6 + 0.46e6 * nodes
-    _, chosen = _chosen(types_of(graph), options)
+    _, chosen = _chosen(arithmetic_of(graph), options)
     if graph.dtype is DType.F16 and ("sm75" in chosen or len(types_of(graph)) > 1):
         plan *= 1.35 if len(types_of(graph)) == 1 else 1.55
     if (options.get("weights") or EXTERNAL) != EXTERNAL:
@@ -163,7 +167,7 @@ def _chosen(dtypes: Sequence[DType], options: Mapping[str, Any]) -> tuple[Flavou
 
 def prepare(graph: Graph, options: Mapping[str, Any]) -> Request:
     """All that can be refused before anything expensive starts."""
-    flavour, chosen = _chosen(types_of(graph), options)
+    flavour, chosen = _chosen(arithmetic_of(graph), options)
     require_a_form(graph, flavour)
     try:
         graph = expand(graph, NAME, lambda op: lowers(op) or is_plugin(op, flavour))
@@ -218,18 +222,31 @@ def _check_heads(graph: Graph) -> None:
 
 
 def bounds_of(graph: Graph, options: Mapping[str, Any]) -> Bounds:
-    """What the options say; an encoder's rows are whole sequences, however long."""
+    """What the options say; an encoder's rows are whole sequences, however long, and those of
+    models that keep states are short."""
     bounds = Bounds.of(options)
     ops = {type(node.op) for node in graph.nodes}
     if CrossAttention not in ops:
         bounds = replace(bounds, max_source=None)
         if ops & {BidirectionalAttention, SequenceMean} and bounds.longest_row < bounds.max_context:
             bounds = replace(bounds, max_step_tokens=bounds.max_context)
+    if ops & {SelectiveScan, GatedDeltaRule, RealGatedRecurrence}:
+        bounds = replace(bounds, max_row=min(ROW_TOKENS, bounds.longest_row))
     return bounds
 
 
+def arithmetic_of(graph: Graph) -> list[DType]:
+    """What the GPU must have products of matrices in: states are summed in f32."""
+    sums = any(
+        isinstance(node.op, GatedDeltaRule)
+        or (isinstance(node.op, SelectiveScan) and node.inputs[2].type.rank == 1)
+        for node in graph.nodes
+    )
+    return list(dict.fromkeys([*types_of(graph), *([DType.F32] if sums else [])]))
+
+
 def types_of(graph: Graph) -> list[DType]:
-    """What the GPU must have arithmetic for."""
+    """What the graph computes in, and what its weights are stored in."""
     stored = [t.dtype for n in graph.find(Dequantize) for t in n.inputs[:1]]
     return [graph.dtype, *dict.fromkeys(stored)]
 

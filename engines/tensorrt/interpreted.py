@@ -55,6 +55,10 @@ class HostDevice:
         self.calls.append(("upload", (buffer.address + offset, array.nbytes)))
         ctypes.memmove(buffer.address + offset, array.ctypes.data, array.nbytes)
 
+    def copy(self, to: int, source: int, nbytes: int) -> None:
+        self.calls.append(("copy", (to, source, nbytes)))
+        ctypes.memmove(to, source, nbytes)
+
     def download(self, buffer: Buffer, array: Array) -> None:
         assert array.flags.c_contiguous
         assert array.nbytes <= buffer.nbytes

@@ -369,6 +369,12 @@ def _divide(a: Array, b: Array) -> Array:
     return a / b
 
 
+def _sigmoid(x: Array) -> Array:
+    # With exp(-|x|) nothing overflows, and what is near 0 keeps its digits.
+    e = np.exp(-np.abs(x))
+    return np.where(x < 0, e, np.float32(1)) / (np.float32(1) + e)
+
+
 _ERF = np.vectorize(erf, otypes=[np.float32])
 
 BINARY: dict[str, Callable[[Array, Array], Array]] = {
@@ -399,7 +405,7 @@ UNARY: dict[str, Callable[[Array], Array]] = {
     "ERF": _ERF,
 }
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "SIGMOID": lambda x: np.float32(0.5) * (np.tanh(np.float32(0.5) * x) + np.float32(1)),
+    "SIGMOID": _sigmoid,
     "RELU": lambda x: np.maximum(x, np.float32(0)),
     "TANH": np.tanh,
     "GELU_ERF": lambda x: x * np.float32(0.5) * (1 + _ERF(x * np.float32(0.5**0.5))),

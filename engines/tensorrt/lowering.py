@@ -30,6 +30,13 @@ from paddock.engines.tensorrt.encoders import bidirectional_attention, sequence_
 from paddock.engines.tensorrt.experts import grouped_linear, route, weighted_sum
 from paddock.engines.tensorrt.network import CheckedNetwork, Tensor
 from paddock.engines.tensorrt.plugin import is_plugin, plugin
+from paddock.engines.tensorrt.states import (
+    causal_conv,
+    gated_delta_rule,
+    real_gated_recurrence,
+    selective_scan,
+    state_slots,
+)
 from paddock.graph import DType, Graph, Node
 from paddock.graph import Tensor as GraphTensor
 from paddock.graph import ops as F
@@ -44,7 +51,7 @@ class NetworkInput:
 
     name: str
     kind: str
-    """step, weight, cache, or received (from the pipeline stage before)."""
+    """step, weight, cache, state, or received (from the pipeline stage before)."""
     dtype: DType
     dims: tuple[int | str, ...]
 
@@ -504,6 +511,7 @@ TABLE: dict[type[Op], Callable[[Lowering, Node, list[Any]], Any]] = {
     F.Broadcast: broadcast,
     F.CacheBlocks: _cache,
     F.Cast: _cast,
+    F.CausalConv: causal_conv,
     F.Clamp: _clamp,
     F.Concat: _concat,
     F.CrossAttention: cross_attention,
@@ -511,12 +519,14 @@ TABLE: dict[type[Op], Callable[[Lowering, Node, list[Any]], Any]] = {
     F.Fill: _fill,
     F.Gather: _gather,
     F.Input: _input,
+    F.GatedDeltaRule: gated_delta_rule,
     F.GroupedLinear: grouped_linear,
     F.HeadLinear: _head_linear,
     F.LayerNorm: _layer_norm,
     F.Linear: _linear,
     F.Mul: _binary("PROD"),
     F.RMSNorm: _rms_norm,
+    F.RealGatedRecurrence: real_gated_recurrence,
     F.Receive: _receive,
     F.ReduceScatter: reduce_scatter,
     F.RelativeAttention: attention,
@@ -526,9 +536,11 @@ TABLE: dict[type[Op], Callable[[Lowering, Node, list[Any]], Any]] = {
     F.RotaryAngles: _rotary_angles,
     F.Scale: _scale,
     F.Send: _send,
+    F.SelectiveScan: selective_scan,
     F.SequenceMean: sequence_mean,
     F.SinkAttention: attention,
     F.Split: _split,
+    F.StateSlots: state_slots,
     F.Weight: _weight,
     F.WeightedSum: weighted_sum,
 }

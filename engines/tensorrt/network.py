@@ -96,6 +96,19 @@ class CheckedNetwork:
         All that the functions read must be among the operands: TensorRT evaluates lazily only what
         depends on nothing else.
         """
+        (made,) = self.conditionals(
+            condition, operands, lambda *x: (if_true(*x),), lambda *x: (if_false(*x),)
+        )
+        return made
+
+    def conditionals(
+        self,
+        condition: Tensor,
+        operands: Sequence[Tensor],
+        if_true: Callable[..., Sequence[Tensor]],
+        if_false: Callable[..., Sequence[Tensor]],
+    ) -> list[Tensor]:
+        """The same of functions that make several tensors each, as many as the other."""
         chosen = self.raw.add_if_conditional()
         if chosen is None:
             raise self._error("if_conditional", "TensorRT gives none")
@@ -104,8 +117,11 @@ class CheckedNetwork:
         inside = [
             self.output(self._named(chosen.add_input(x), "conditional_input")) for x in operands
         ]
-        results = if_true(*inside), if_false(*inside)
-        return self.output(self._named(chosen.add_output(*results), "conditional_output"))
+        results = zip(if_true(*inside), if_false(*inside), strict=True)
+        return [
+            self.output(self._named(chosen.add_output(*pair), "conditional_output"))
+            for pair in results
+        ]
 
     def _named(self, made: Layer, method: str) -> Layer:
         """A layer that was just made, checked, with its name and what it is for."""

@@ -14,6 +14,7 @@ from paddock.engines.tensorrt.bounds import CONTEXT, GENERATION, PROFILES
 from paddock.engines.tensorrt.device import Buffer, Device
 from paddock.engines.tensorrt.lowering import NetworkInput
 from paddock.engines.tensorrt.plan import Plan
+from paddock.engines.tensorrt.states import NEXT
 from paddock.engines.tensorrt.weights import nbytes, stored
 from paddock.graph import Array, DType
 
@@ -46,14 +47,17 @@ class TensorRTSession:
         self.max_sequences = plan.bounds.max_sequences
         self.max_tokens_per_step = plan.bounds.max_step_tokens
         self._caches_in = [i for i in plan.inputs if i.kind == "cache"]
-        self._slot_bytes = {i.name: _nbytes(i.dtype, i.dims[1:]) for i in self._caches_in}
+        self._states_in = [i for i in plan.inputs if i.kind == "state"]
+        kept = [*self._caches_in, *self._states_in]
+        self._slot_bytes = {i.name: _nbytes(i.dtype, i.dims[1:]) for i in kept}
         self.state_bytes = sum(self._slot_bytes.values())
         self._planner = PaddedPlanner(
             plan.bounds.capacity,
             plan.bounds.max_sequences,
             plan.bounds.max_step_tokens,
             source_capacity=plan.bounds.source_capacity,
-            has_slots=bool(self._caches_in),
+            longest_row=plan.bounds.longest_row,
+            has_slots=bool(kept),
         )
         self._caches: dict[str, Buffer] = {}
         self._slots = 0
@@ -92,7 +96,7 @@ class TensorRTSession:
 
     def _execute(self, call: PaddedCall) -> Array:
         rows = len(call.token_ids)
-        if self._caches_in and call.first_slot + rows > self._slots:
+        if self._slot_bytes and call.first_slot + rows > self._slots:
             raise BuildError(
                 f"slot {call.first_slot + rows - 1} is beyond the {self._slots} of the cache"
             )
@@ -102,12 +106,17 @@ class TensorRTSession:
                 self._feed(context, given, getattr(call, given.name))
             elif given.kind == "cache":
                 self._bind_cache(context, given, call.first_slot, rows)
+            elif given.kind == "state":
+                self._bind_state(context, given, call.first_slot, rows)
         logits = np.empty((len(call.logit_rows), self.vocab_size), np.float32)
         out = self._buffer("logits", logits.nbytes)
         _taken(context.set_tensor_address("logits", out.address), "logits")
         self._lend_scratch(context)
         if not context.execute_async_v3(self._device.stream):
             raise RuntimeError("TensorRT could not queue the step; its log says why")
+        for given in self._states_in:  # a plan cannot write where it reads
+            to, kept = self._slots_of(given, call.first_slot), self._grown[NEXT + given.name]
+            self._device.copy(to, kept.address, rows * self._slot_bytes[given.name])
         self._device.download(out, logits)
         self._device.synchronize()
         self._queued.clear()
@@ -123,10 +132,21 @@ class TensorRTSession:
 
     def _bind_cache(self, context: Any, given: NetworkInput, first: int, rows: int) -> None:
         """The slots from the first one on; what is written goes where it was read."""
-        address = self._caches[given.name].address + first * self._slot_bytes[given.name]
+        address = self._slots_of(given, first)
         _taken(context.set_input_shape(given.name, (rows, *given.dims[1:])), given.name)
         for name in (given.name, PRESENT + given.name):
             _taken(context.set_tensor_address(name, address), name)
+
+    def _bind_state(self, context: Any, given: NetworkInput, first: int, rows: int) -> None:
+        """The slots from the first one on; what they become is copied there afterwards."""
+        _taken(context.set_input_shape(given.name, (rows, *given.dims[1:])), given.name)
+        _taken(context.set_tensor_address(given.name, self._slots_of(given, first)), given.name)
+        out = self._buffer(NEXT + given.name, rows * self._slot_bytes[given.name])
+        _taken(context.set_tensor_address(NEXT + given.name, out.address), given.name)
+
+    def _slots_of(self, given: NetworkInput, first: int) -> int:
+        """The address of a slot."""
+        return self._caches[given.name].address + first * self._slot_bytes[given.name]
 
     def _lend_scratch(self, context: Any) -> None:
         nbytes = int(context.update_device_memory_size_for_shapes())

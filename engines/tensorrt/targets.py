@@ -61,6 +61,11 @@ def choose(
         targets = sorted(set(asked), key=list(NAMES).index)
     for target in targets:
         lacking = _lacking(target, dtypes)
+        if lacking == [DType.F32] and DType.F16 in dtypes:
+            raise BuildError(
+                f"engine.target: {target} ({NAMES[target]}) has no products of f32 matrices, in"
+                f" which the model's states are computed; leave out {target}"
+            )
         if lacking:
             raise BuildError(
                 f"engine.target: {target} ({NAMES[target]}) has no arithmetic for {lacking[0]},"

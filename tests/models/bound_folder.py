@@ -11,7 +11,12 @@ from paddock.weights import BoundWeights, Checkpoint, prove, write
 
 
 def bound(
-    model: Module, architecture: Architecture, folder: Path, out: Path, mesh: Mesh
+    model: Module,
+    architecture: Architecture,
+    folder: Path,
+    out: Path,
+    mesh: Mesh,
+    dtype: DType = DType.F32,
 ) -> BoundWeights:
     """One rank's weights; `out` is made, and holds what is not read from the checkpoint."""
     binding = prove(
@@ -22,5 +27,5 @@ def bound(
         tied=bool(getattr(architecture.config, "tie_word_embeddings", False)),
     )
     out.mkdir()
-    write(binding, out, DType.F32)
+    write(binding, out, dtype)
     return BoundWeights.open(out, folder)

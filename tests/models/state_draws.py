@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tests.models.decoder_draws import Config, Draw, family
+from tests.models.decoder_draws import FAMILIES, Config, Draw, family
+
+_OTHERS = frozenset(FAMILIES)
 
 ENDS: Config = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
@@ -190,3 +192,6 @@ def recurrent_gemma(draw: Draw) -> Config:
             "partial_rotary_factor": draw.one_of(0.5, 1.0),
         },
     }
+
+
+STATES = tuple(name for name in FAMILIES if name not in _OTHERS)  # those of this file

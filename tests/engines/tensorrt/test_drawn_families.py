@@ -88,7 +88,9 @@ def compiles(flavour: Flavour, family: str, dtype: DType, quant: QuantFormat | N
     assert compile_plan(definition, ["sm80", "sm89", "sm120"])
 
 
-def drawn(flavour: Flavour, family: str, folder: Path) -> tuple[TensorRTSession, Published]:
+def drawn(
+    flavour: Flavour, family: str, folder: Path, dtype: DType = DType.F32
+) -> tuple[TensorRTSession, Published]:
     """The first draw of a family as a network, and what transformers makes of it."""
     from tests.models.bound_folder import bound
     from tests.models.published import publish, publish_remote
@@ -97,8 +99,8 @@ def drawn(flavour: Flavour, family: str, folder: Path) -> tuple[TensorRTSession,
     made = make(family, 0, folder / "checkpoint")
     architecture = registry.read(made.config)
     model = architecture.build()
-    graph = trace(model, max_context=LENGTHS[0])
-    weights = bound(model, architecture, made.folder, folder / "bound", Mesh())
+    graph = trace(model, dtype=dtype, max_context=LENGTHS[0])
+    weights = bound(model, architecture, made.folder, folder / "bound", Mesh(), dtype)
     plan, definition = defined(flavour, prepare(graph, OPTIONS | {"max_context": LENGTHS[0]}))
     return interpreted_session(plan, definition, weights, SoiledDevice(), None), made
 
