@@ -283,11 +283,25 @@ def test_what_tensorrt_refuses_ends_the_step(
             recorded.opened()
 
 
-def test_a_step_larger_than_the_profile_is_refused(flavour: Flavour) -> None:
-    """The scheduler's limits come from the session, so only a wrong one makes such a step."""
+def test_a_sequence_longer_than_the_profile_comes_in_several_calls(flavour: Flavour) -> None:
+    """The scheduler cuts by the session's limits; whole sequences, to be pooled, may be longer."""
     recorded = Recorded(flavour, max_tokens_per_step=8)
     recorded.session.allocate_cache(1, SLOTS)
     assert recorded.session.max_tokens_per_step == 8
+    calls = recorded.run((0, 17, 0))
+    assert _shapes(calls, "token_ids") == [
+        ("context", (1, 8)),
+        ("context", (1, 8)),
+        ("generation", (1, 1)),
+    ]
+
+
+def test_a_call_larger_than_the_profile_is_refused(
+    flavour: Flavour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = Recorded(flavour, max_tokens_per_step=8)
+    recorded.session.allocate_cache(1, SLOTS)
+    monkeypatch.setattr(recorded.session._planner, "longest_row", 9)
     with pytest.raises(BuildError, match="does not take 'token_ids' as it is bound"):
         recorded.session.run(recorded.step((0, 9, 0)))
 
