@@ -63,6 +63,9 @@ STEP: dict[str, Array] = {
     "source_lengths": np.array([0]),
     "source_table": np.zeros(0, np.int64),
     "source_table_starts": np.array([0, 0]),
+    "image_positions": np.zeros(0, np.int64),
+    "image_starts": np.array([0]),
+    "image_rows": np.zeros(TOKEN_COUNT, np.int64),
 }
 
 

@@ -70,7 +70,8 @@ class PluginNetwork:
                 return None
         core = (given.plugin_name, given.plugin_version, given.plugin_namespace)
         creator = trt.get_plugin_registry().get_creator(*core)
-        made = creator.create_plugin("again", given.clone().get_fields_to_serialize(), None)
+        copy = given.clone()  # it owns the bytes to which its fields refer
+        made = creator.create_plugin("again", copy.get_fields_to_serialize(), None)
         self.plugins.append(made)
         types_ = made.get_output_data_types([t.dtype for t in inputs])
         sizes = [[_size(t, axis) for axis in range(len(t.shape))] for t in inputs]
