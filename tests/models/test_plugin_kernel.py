@@ -58,6 +58,7 @@ def test_the_cuda_engine_keeps_the_op_and_launches_its_kernel(
     example: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With arrays that have an address; what a GPU computes, tests marked `gpu` look at."""
+    from math import prod
     from types import SimpleNamespace
 
     from paddock.engines import cuda_plugin
@@ -71,7 +72,7 @@ def test_the_cuda_engine_keeps_the_op_and_launches_its_kernel(
     monkeypatch.setattr(cuda_plugin, "launch", lambda *given: launched.append(given))
 
     def array(address: int, *shape: int) -> Any:
-        return SimpleNamespace(shape=shape, data=SimpleNamespace(ptr=address))
+        return SimpleNamespace(shape=shape, size=prod(shape), data=SimpleNamespace(ptr=address))
 
     gpu: Any = SimpleNamespace(stream=SimpleNamespace(ptr=7))
     inputs = [array(256, 5, 64), array(512, 5, 64), array(768, 64)]
