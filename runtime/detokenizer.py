@@ -19,12 +19,15 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Protocol
 
 from tokenizers import Tokenizer as Backend
 
 from paddock.runtime.strict_json import TokenizerError
 
+_KEPT = 1 << 16
+"""Tokens whose texts are kept once they were looked up."""
 _CONTEXT = 16
 """Tokens of the prompt from which the state at its end is found: a character is 4 bytes at most."""
 _BYTE_TOKEN = re.compile(r"<0x([0-9a-fA-F]{2}|\+[0-9a-fA-F])>")
@@ -81,8 +84,13 @@ class Detokenizer:
         """path: what errors call the tokenizer. Raises `TokenizerError` for unknown decoders."""
         self._backend = backend
         self._plan = _plan(backend, path)
-        self._special = frozenset(
+        self._special = special = frozenset(
             id_ for id_, token in backend.get_added_tokens_decoder().items() if token.special
+        )
+        # Every generated token is looked up, mostly one of a few thousand.
+        self._token = token = lru_cache(_KEPT)(backend.id_to_token)
+        self._shown_token = lru_cache(_KEPT)(
+            lambda token_id: None if token_id in special else token(token_id)
         )
 
     def start(
@@ -92,11 +100,7 @@ class Detokenizer:
 
         Of the prompt only the end is looked at, so this takes no longer for a long one.
         """
-        skipped = self._special if skip_special_tokens else frozenset()
-        id_to_token = self._backend.id_to_token
-
-        def token_of(token_id: int) -> str | None:
-            return None if token_id in skipped else id_to_token(token_id)
+        token_of = self._shown_token if skip_special_tokens else self._token
 
         decoder = IncrementalDecoder(token_of, [make() for make in self._plan])
         for token_id in self._context(prompt_token_ids, token_of):
@@ -158,6 +162,7 @@ class _ByteLevel:
         return [self._utf8.decode(b"", final=True)]
 
 
+@lru_cache(_KEPT)
 def _byte_level_bytes(token: str) -> bytes:
     try:
         return bytes([_BYTE_OF[character] for character in token])

@@ -81,7 +81,10 @@ def create_app(
 
     # The last that is added is the first that is asked.
     app.add_middleware(
-        BodyLimit, max_bytes=int(settings.max_body_mib * 2**20), seconds=settings.read_timeout_s
+        BodyLimit,
+        max_bytes=int(settings.max_body_mib * 2**20),
+        max_total=int(settings.max_bodies_mib * 2**20),
+        seconds=settings.read_timeout_s,
     )
     app.add_middleware(Guard, settings=settings, keys=keys)
     if settings.cors_origins:

@@ -1,4 +1,5 @@
-"""Middleware that refuses bodies that are too large, where they say so unread, or too slow."""
+"""Middleware that refuses bodies that are too large, where they say so unread, or too slow, or too
+many at once."""
 
 from __future__ import annotations
 
@@ -11,11 +12,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from paddock.runtime.server.api_errors import ApiError
 
+_AGAIN = {"Retry-After": "1"}
+
 
 class BodyLimit:
-    def __init__(self, app: ASGIApp, *, max_bytes: int, seconds: float) -> None:
+    """Bodies count as long as their requests are answered: towards `max_bytes` each, and towards
+    `max_total` all together, beyond which a request is told to come again."""
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int, max_total: int, seconds: float) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._max_total = max_total
+        self._total = 0
         self._seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -26,6 +34,10 @@ class BodyLimit:
         if length.isdecimal() and int(length) > self._max_bytes:
             refusal = ApiError(413, self._message, code="body_too_large")
             await JSONResponse(refusal.body, 413)(scope, receive, send)
+            return
+        if length.isdecimal() and self._total + int(length) > self._max_total:
+            refusal = ApiError(429, self._full, code="too_many_bodies", headers=_AGAIN)
+            await JSONResponse(refusal.body, 429, refusal.headers)(scope, receive, send)
             return
         read = 0
         whole = False
@@ -43,13 +55,27 @@ class BodyLimit:
                     408, f"the body did not come within {self._seconds:g} s"
                 ) from None
             whole = not message.get("more_body", False)
-            read += len(message.get("body", b""))
+            size = len(message.get("body", b""))
+            read += size
+            self._total += size
+            if self._total > self._max_total:
+                raise HTTPException(429, self._full, headers=_AGAIN)
             if read > self._max_bytes:
                 raise HTTPException(413, self._message)
             return message
 
-        await self._app(scope, counted, send)
+        try:
+            await self._app(scope, counted, send)
+        finally:
+            self._total -= read
 
     @property
     def _message(self) -> str:
         return f"the body is larger than {self._max_bytes} bytes (server.max_body_mib)"
+
+    @property
+    def _full(self) -> str:
+        return (
+            f"the bodies of the requests that are being answered are {self._total} bytes, and this"
+            f" server takes {self._max_total} at once (server.max_bodies_mib); try again later"
+        )

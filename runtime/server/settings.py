@@ -48,6 +48,8 @@ class ServerSettings(BaseModel):
     """Connections at once; more are answered with 503."""
     max_body_mib: Seconds = 4.0
     """MiB of one request's body."""
+    max_bodies_mib: Seconds = 256.0
+    """MiB of the bodies of all requests that are being read or answered; then 429."""
     max_choices: Count = 128
     """Continuations of one request: its prompts times `n`."""
     max_inputs: Count = 2048

@@ -30,6 +30,7 @@ def small(environment: dict[str, str], server_home: Path) -> Iterator[Serving]:
         "limits.max_sequences=2",
         "limits.max_queued_requests=3",
         "server.max_body_mib=0.05",
+        "server.max_bodies_mib=0.12",
         "server.read_timeout_s=1.0",
         "server.write_timeout_s=2.0",
         "server.max_choices=8",
@@ -134,6 +135,34 @@ def test_bodies_are_bounded_whether_or_not_they_say_their_size(small: Serving) -
         except OSError:
             pass  # it was closed on us already
         assert b" 413 " in connection.recv(1 << 16).split(b"\r\n")[0]
+
+
+def test_all_bodies_together_are_bounded(small: Serving) -> None:
+    """Two that never end leave no room for a third, and it comes back when they are given up."""
+    large = {"model": "demo", "prompt": "x" * 50_000, "max_tokens": 1}
+    with connect(small) as one, connect(small) as two:
+        for connection in (one, two):
+            connection.sendall(request_bytes("/v1/completions", large)[:-5])
+        time.sleep(0.2)
+        status, headers, answer = small.ask("/v1/completions", large)
+        assert (status, answer["error"]["code"]) == (429, "too_many_bodies")
+        assert "retry-after" in headers
+        assert small.ask("/v1/completions", {**large, "prompt": "A"})[0] == 200
+        # Without saying its size it is refused as well, while it comes.
+        with connect(small) as three:
+            three.sendall(
+                b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+                b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n"
+                b"Connection: close\r\n\r\n"
+            )
+            with contextlib.suppress(OSError):
+                for _ in range(10):
+                    three.sendall(b"1000\r\n" + b"x" * 4096 + b"\r\n")
+            assert b" 429 " in three.recv(1 << 16).split(b"\r\n")[0]
+    small.wait_until(running=0, waiting=0)
+    status, _, answer = small.ask("/v1/completions", large)
+    assert status == 400  # it is read, and its prompt is too long
+    assert "context" in answer["error"]["message"]
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(small: Serving) -> None:

@@ -14,6 +14,14 @@ import pytest
 from tests.runtime.server.serving import Serving
 
 KEY = "key-of-this-test"
+CHECKS = """\
+[checks]
+positive_data_acceptance.enabled = false
+
+[[operations]]
+include-method = "GET"
+checks.positive_data_acceptance.enabled = true
+"""
 
 
 @pytest.fixture(scope="module")
@@ -81,17 +89,19 @@ def test_schemathesis_finds_nothing(
     """All its checks: documented statuses and content types, bodies that are valid under their
     schemas, no server error, refusal of what the document does not allow and of what has no key.
 
-    One check is left out: that whatever is valid is accepted. Types cannot say that a grammar is
-    one, that a token id is within the vocabulary, or that a prompt fits into the context.
+    That whatever is valid is accepted holds for the routes without a body. Of bodies types cannot
+    say that a grammar is one, that a token id is within the vocabulary, or that a prompt fits into
+    the context; and to JSON Schema 1.0 is an integer, which OpenAI's API and this one refuse.
     """
     pytest.importorskip("schemathesis")
+    (tmp_path / "schemathesis.toml").write_text(CHECKS)
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "schemathesis.cli", "run", f"{locked.url}/openapi.json"),
+            *(sys.executable, "-m", "schemathesis.cli", "--config-file", "schemathesis.toml"),
+            *("run", f"{locked.url}/openapi.json"),
             *("--header", f"Authorization: Bearer {KEY}", "--request-timeout", "60"),
             *("--max-examples", "10", "--generation-deterministic", "--no-shrink"),
             *("--phases", "examples,coverage,fuzzing", "--continue-on-failure", "--no-color"),
-            *("--exclude-checks", "positive_data_acceptance"),
         ],
         env=environment,
         cwd=tmp_path,
