@@ -187,7 +187,8 @@ class _Answer:
         state = self._shown[index]
         state.tokens += 0 if self._bare else len(increment.token_ids)
         if self._plain and state.begun and increment.finish_reason is None:
-            return self._template(index).fill(increment.text) if increment.text else b""
+            # Even of a token whose text is not there yet: clients time tokens by their events.
+            return self._template(index).fill(increment.text)
         choice = self._piece(number, increment, state)
         if choice is None:
             return b""
@@ -228,7 +229,7 @@ class _Answer:
         if increment.finish_reason is not None:
             finish, stop = finish_of(increment.finish_reason, increment.stop_reason)
         sampled = state.held_logprobs + (increment.logprobs or ())
-        if not text and finish is None:
+        if not text and finish is None and not self._plain:
             state.held_logprobs = sampled
             return None
         state.held_logprobs = ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,37 @@ def test_requests_in_a_row_are_answered_in_their_order(inside: InProcess) -> Non
         assert b"x-request-id: n%d" % number in answer
         assert b'"completion_tokens":%d' % length in answer
         assert set(re.findall(rb'"id":"cmpl-(\w+)"', answer)) == {b"n%d" % number}
+
+
+def test_a_token_without_text_of_its_own_is_an_event_too(
+    inside: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a character waits for the rest, and a client that times tokens sees it come."""
+    half = inside.served.tokenizer.token_id("\N{LATIN SMALL LETTER ETH}")  # byte 0xF0 begins four
+    assert half is not None
+    steps = inside.session.run
+
+    def slowly(step: Any) -> Any:
+        time.sleep(0.05)  # so that no two tokens go together
+        return steps(step)
+
+    monkeypatch.setattr(inside.session, "run", slowly)
+    _, _, text = inside.ask(
+        "/v1/completions",
+        {
+            "model": "demo",
+            "prompt": "A",
+            "max_tokens": 4,
+            "stream": True,
+            "ignore_eos": True,
+            "logit_bias": {str(half): 100},
+        },
+    )
+    lines = re.findall(r"^data: (\{.*)$", text, re.MULTILINE)
+    texts = [json.loads(line)["choices"][0]["text"] for line in lines]
+    assert len(texts) == 4
+    assert texts[0] == ""
+    assert "".join(texts) == "\N{REPLACEMENT CHARACTER}" * 4
 
 
 @pytest.mark.parametrize("text", ["plain", 'a "quoted" \\ one\n\t\x00\x7f', "ünï \u2028 😀", ""])
