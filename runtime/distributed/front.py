@@ -489,9 +489,11 @@ class RemoteSession:
         return number if since < before else None
 
     def behind(self, number: int) -> _Rank:
-        """Whom a step waits for: one that computes rather than one that waits for others."""
+        """Whom a step waits for: one that says nothing any more, or else one that computes rather
+        than one that waits for others."""
+        silent_since = time.monotonic() - 2 * self._group.patience.pulse_s
         unfinished = [r for r in self._ranks if r.ended < number] or self._ranks
-        return min(unfinished, key=lambda rank: (rank.waits, rank.ended, rank.rank))
+        return min(unfinished, key=lambda r: (r.heard > silent_since, r.waits, r.ended, r.rank))
 
     def _send(self, kind: Kind, payload: bytes | bytearray) -> None:
         first = self._ranks[0]

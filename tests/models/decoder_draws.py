@@ -17,10 +17,14 @@ LENGTHS = (41, 13)  # tokens of the two sequences; windows are shorter than the 
 
 
 class Draw:
-    """One draw's generator. `divisible` keeps to sizes that two ranks can share."""
+    """One draw's generator. `divisible` keeps to sizes that two ranks can share; `layers`: of the
+    families that do not say how many they have."""
 
-    def __init__(self, family: str, number: int, *, divisible: bool = False) -> None:
+    def __init__(
+        self, family: str, number: int, *, divisible: bool = False, layers: int = 2
+    ) -> None:
         self._random = np.random.RandomState(zlib.crc32(f"{family} {number}".encode()))
+        self.layers = layers
         self._divisible, self._number = divisible, number
 
     def in_turn(self, *choices: Any) -> Any:
@@ -47,10 +51,10 @@ class Draw:
     def window(self) -> int:
         return self.one_of(3, 7, 16, 33)
 
-    def layer_kinds(self, layers: int) -> list[str]:
+    def layer_kinds(self) -> list[str]:
         kinds = ["sliding_attention", "full_attention"]
         some = kinds if self.coin() else kinds[::-1]
-        return [some[i % 2] for i in range(layers)]
+        return [some[i % 2] for i in range(self.layers)]
 
     def rope(self, theta: float | None = None, **fields: Any) -> Config:
         """Rotary parameters of a kind that is drawn."""
@@ -88,7 +92,7 @@ class Draw:
             "vocab_size": 96,
             "hidden_size": heads * size if head_dim is None else 48,
             "intermediate_size": self.inner(),
-            "num_hidden_layers": 2,
+            "num_hidden_layers": self.layers,
             "num_attention_heads": heads,
             "num_key_value_heads": kv_heads,
             "max_position_embeddings": 64,
@@ -106,7 +110,7 @@ class Draw:
             "vocab_size": 96,
             "n_positions": 256,
             "n_embd": heads * self.one_of(8, 12, 16),
-            "n_layer": 2,
+            "n_layer": self.layers,
             "n_head": heads,
             "n_inner": self.one_of(None, 2 * self.inner()),
             "layer_norm_epsilon": self.one_of(1e-5, 0.05),
@@ -143,7 +147,7 @@ def gemma2(draw: Draw) -> Config:
         "head_dim": draw.one_of(8, 24),
         "query_pre_attn_scalar": draw.one_of(5, 24),
         "sliding_window": draw.window(),
-        "layer_types": draw.layer_kinds(2),
+        "layer_types": draw.layer_kinds(),
         "attn_logit_softcapping": draw.one_of(2.0, 5.0, None),
         "final_logit_softcapping": draw.one_of(3.0, 10.0, None),
         "rope_parameters": draw.rope(),
@@ -156,7 +160,7 @@ def gemma3(draw: Draw) -> Config:
         "head_dim": draw.one_of(8, 24),
         "query_pre_attn_scalar": draw.one_of(5, 24),
         "sliding_window": draw.window(),
-        "layer_types": draw.layer_kinds(2),
+        "layer_types": draw.layer_kinds(),
         "final_logit_softcapping": draw.one_of(3.0, None),
         "rope_parameters": {
             "full_attention": draw.rope(),
@@ -209,7 +213,7 @@ def ernie4_5(draw: Draw) -> Config:
 def ministral(draw: Draw) -> Config:
     return draw.llama(head_dim=draw.one_of(8, 12)) | {
         "sliding_window": draw.window(),
-        "layer_types": draw.layer_kinds(2),
+        "layer_types": draw.layer_kinds(),
         "rope_parameters": draw.rope(),
     }
 
@@ -297,7 +301,7 @@ def olmo3(draw: Draw) -> Config:
     return draw.llama() | {
         "attention_bias": draw.coin(),
         "sliding_window": draw.window(),
-        "layer_types": draw.layer_kinds(2),
+        "layer_types": draw.layer_kinds(),
         "rope_parameters": {
             "full_attention": draw.rope(500.0),
             "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
@@ -307,7 +311,7 @@ def olmo3(draw: Draw) -> Config:
 
 @family("Exaone4ForCausalLM", "exaone4")
 def exaone4(draw: Draw) -> Config:
-    windows = {"sliding_window": draw.window(), "layer_types": draw.layer_kinds(2)}
+    windows = {"sliding_window": draw.window(), "layer_types": draw.layer_kinds()}
     everything = {"sliding_window": None, "layer_types": ["full_attention"] * 2}
     return (
         draw.llama()
@@ -334,7 +338,7 @@ def cohere2(draw: Draw) -> Config:
         "attention_bias": draw.coin(),
         "logit_scale": draw.between(0.05, 2),
         "sliding_window": draw.window(),
-        "layer_types": draw.layer_kinds(2),
+        "layer_types": draw.layer_kinds(),
         "rope_parameters": draw.rope(),
     }
 
@@ -384,12 +388,13 @@ def gpt_bigcode(draw: Draw) -> Config:
 @family("GPTNeoForCausalLM", "gpt_neo")
 def gpt_neo(draw: Draw) -> Config:
     heads = draw.heads()[0]
-    kinds = ["global", "local"] if draw.coin() else ["local", "global"]
+    pair = ["global", "local"] if draw.coin() else ["local", "global"]
+    kinds = [pair[i % 2] for i in range(draw.layers)]
     return {
         "vocab_size": 96,
         "max_position_embeddings": 256,
         "hidden_size": heads * draw.one_of(8, 12, 16),
-        "num_layers": 2,
+        "num_layers": draw.layers,
         "num_heads": heads,
         "attention_types": [[kinds, 1]],
         "window_size": draw.window(),
@@ -443,7 +448,7 @@ def opt(draw: Draw) -> Config:
         "vocab_size": 96,
         "max_position_embeddings": 256,
         "hidden_size": hidden,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": draw.layers,
         "num_attention_heads": heads,
         "ffn_dim": draw.inner(),
         "word_embed_proj_dim": draw.one_of(hidden, 20),
@@ -461,7 +466,7 @@ def bloom(draw: Draw) -> Config:
     return {
         "vocab_size": 96,
         "hidden_size": heads * draw.one_of(8, 12, 16),
-        "n_layer": 2,
+        "n_layer": draw.layers,
         "n_head": heads,
         "layer_norm_epsilon": draw.one_of(1e-5, 0.05),
         "apply_residual_connection_post_layernorm": draw.coin(),
@@ -492,7 +497,7 @@ def falcon(draw: Draw) -> Config:
     return layout | {
         "vocab_size": 96,
         "hidden_size": heads * draw.one_of(8, 12, 16),
-        "num_hidden_layers": 2,
+        "num_hidden_layers": draw.layers,
         "max_position_embeddings": 64,
         "ffn_hidden_size": draw.inner(),
         "parallel_attn": True if new else draw.coin(),
@@ -509,7 +514,7 @@ def mpt(draw: Draw) -> Config:
     return {
         "vocab_size": 96,
         "d_model": heads * draw.one_of(8, 12, 16),
-        "n_layers": 2,
+        "n_layers": draw.layers,
         "n_heads": heads,
         "max_seq_len": 64,
         "attn_config": {

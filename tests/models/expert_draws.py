@@ -202,7 +202,7 @@ def gpt_oss(draw: Draw) -> Config:
             "head_dim": draw.one_of(8, 16),
             "attention_bias": draw.coin(),
             "sliding_window": draw.window(),
-            "layer_types": draw.layer_kinds(2),
+            "layer_types": draw.layer_kinds(),
             "swiglu_alpha": draw.between(1, 2),
             "swiglu_limit": draw.between(0.5, 3),
             "rope_parameters": draw.rope(),
@@ -218,7 +218,7 @@ def dbrx(draw: Draw) -> Config:
         "vocab_size": 96,
         "d_model": heads * draw.one_of(8, 16),
         "n_heads": heads,
-        "n_layers": 2,
+        "n_layers": draw.layers,
         "max_seq_len": 64,
         # transformers turns by rope_parameters' theta alone, files say it here alone.
         "attn_config": {

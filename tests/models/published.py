@@ -43,16 +43,20 @@ class Published:
         return config
 
 
-def publish(family: str, number: int, folder: Path, *, divisible: bool = False) -> Published:
+def publish(
+    family: str, number: int, folder: Path, *, divisible: bool = False, layers: int = 2
+) -> Published:
     """The `number`th draw of a family, with random weights that show every mistake."""
-    draw = Draw(family, number, divisible=divisible)
+    draw = Draw(family, number, divisible=divisible, layers=layers)
     return publish_config(FAMILIES[family](draw), folder, seed=number)
 
 
-def publish_remote(family: str, number: int, folder: Path, *, divisible: bool = False) -> Published:
+def publish_remote(
+    family: str, number: int, folder: Path, *, divisible: bool = False, layers: int = 2
+) -> Published:
     """The same of a family with code of its own: its twin's logits, its own names and layout."""
     remote = REMOTE[family]
-    draw = Draw(family, number, divisible=divisible)
+    draw = Draw(family, number, divisible=divisible, layers=layers)
     fields = remote.draw(draw) | {
         "architectures": [remote.twin[0]],
         "model_type": remote.twin[1],
