@@ -312,7 +312,7 @@ def olmo3(draw: Draw) -> Config:
 @family("Exaone4ForCausalLM", "exaone4")
 def exaone4(draw: Draw) -> Config:
     windows = {"sliding_window": draw.window(), "layer_types": draw.layer_kinds()}
-    everything = {"sliding_window": None, "layer_types": ["full_attention"] * 2}
+    everything = {"sliding_window": None, "layer_types": ["full_attention"] * draw.layers}
     return (
         draw.llama()
         | draw.one_of(windows, everything)

@@ -164,7 +164,7 @@ def _minicpm(draw: Draw) -> Config:
     base = draw.one_of(8, 24)
     return fields | {
         "embedding_multiplier": draw.one_of(1.0, 12.0),
-        "residual_multiplier": draw.one_of(1.4, 0.7) / 2**0.5,
+        "residual_multiplier": draw.one_of(1.4, 0.7) / draw.layers**0.5,
         "attention_multiplier": head_dim**-0.5,
         "logits_scaling": fields["hidden_size"] / base,
     }
@@ -179,7 +179,7 @@ MINICPM = Remote(
         | {
             "model_type": "minicpm",
             "scale_emb": c["embedding_multiplier"],
-            "scale_depth": c["residual_multiplier"] * 2**0.5,
+            "scale_depth": c["residual_multiplier"] * c["num_hidden_layers"] ** 0.5,
             "dim_model_base": round(c["hidden_size"] / c["logits_scaling"]),
         }
     ),

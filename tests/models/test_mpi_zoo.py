@@ -31,7 +31,6 @@ from tests.models.encoder_cases import EncoderCase
 from tests.models.encoder_decoder_cases import CONTEXT, EncoderDecoderCase
 from tests.models.encoder_decoder_cases import DRAW as ENCODER_DECODERS
 from tests.models.mpi_zoo import MESHES, ORDER, Expected, write_list
-from tests.models.opened import TOLERANCE
 from tests.models.remote_code_draws import REMOTE
 from tests.models.vision_cases import CONTEXT as VISION_CONTEXT
 from tests.models.vision_cases import VisionCase
@@ -44,7 +43,7 @@ pytestmark = pytest.mark.skipif(
 
 ROOT = Path(__file__).parents[2]
 WITHOUT_STAGES = [(tp, pp) for tp, pp in MESHES if pp == 1]
-Make = Callable[[Path], Expected]
+LIMIT = 1e-4  # of the largest logit; sums in another order make up to 3e-5 of these draws
 
 
 def fits(config: dict[str, Any], meshes: Iterable[tuple[int, int]], max_context: int) -> bool:
@@ -119,8 +118,8 @@ def vision(name: str, folder: Path) -> Expected:
 
 
 def real(checkpoint: Path, folder: Path) -> Expected:
-    """Prompts, and what transformers writes after them greedily: every row's largest logit is then
-    the next token."""
+    """Prompts, and what transformers writes after them greedily. That the largest logit of every
+    row is the same token says that ranks write the same."""
     import torch
     import transformers
 
@@ -185,11 +184,16 @@ FEW = {
 
 
 def check(cases: list[Expected], folder: Path) -> None:
-    for case, of_meshes in zip(cases, run(cases, folder).values(), strict=True):
-        assert sorted(of_meshes) == sorted(f"tp={tp} pp={pp}" for tp, pp in case.meshes)
-        worst = max(error for error, _ in of_meshes.values())
-        assert worst < TOLERANCE[case.engine], (case, of_meshes)
-        print(case.name, case.meshes, worst)
+    found = run(cases, folder)
+    for case in cases:
+        meshes = sorted(f"tp={tp} pp={pp}" for tp, pp in case.meshes)
+        assert sorted(found[case.name]) == meshes, case.name
+    wrong = {
+        name: of_meshes
+        for name, of_meshes in found.items()
+        if max(error for error, _ in of_meshes.values()) > LIMIT
+    }
+    assert wrong == {}
 
 
 def test_one_of_each_kind_agrees_with_transformers(tmp_path: Path) -> None:
@@ -216,9 +220,8 @@ def test_real_checkpoints_write_what_transformers_writes(tmp_path: Path) -> None
     if "PADDOCK_TEST_CHECKPOINT" in os.environ:
         checkpoints.append(Path(os.environ["PADDOCK_TEST_CHECKPOINT"]))
     cases = [real(folder, folder_of(tmp_path, folder.name)) for folder in checkpoints]
-    for case, of_meshes in zip(cases, run(cases, tmp_path).values(), strict=True):
+    found = run(cases, tmp_path)
+    for of_meshes in found.values():
         assert sorted(of_meshes) == sorted(f"tp={tp} pp={pp}" for tp, pp in MESHES)
-        print(case.name, of_meshes)
-        for error, other_tokens in of_meshes.values():
-            assert error < 1e-4
-            assert other_tokens == 0
+    assert {max(others for _, others in m.values()) for m in found.values()} == {0}
+    assert max(error for m in found.values() for error, _ in m.values()) < LIMIT
