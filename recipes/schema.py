@@ -85,7 +85,7 @@ class QuantSettings(Settings):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.weights == "none" and (self.group is not None or self.head not in ("same", "none")):
-            raise ValueError("group and head mean something only where weights are quantized")
+            raise ValueError("group and head mean something only with weights=int8, int4 or fp8")
         if self.weights == "fp8" and self.group is not None:
             raise ValueError("fp8 has one scale a row; leave out quant.group")
         if self.weights == "int4" and self.group is None:

@@ -258,7 +258,7 @@ def test_overrides_that_are_wrong(override: str, words: list[str]) -> None:
 
 def test_settings_that_contradict_each_other() -> None:
     assert "needs a group" in problem("demo", "quant=int4", "quant.group=null")
-    assert "int8 or int4" in problem("demo", "quant.group=32")
+    assert "int8, int4 or fp8" in problem("demo", "quant.group=32")
     assert "given twice" in problem("demo", "checkpoint=a/b@c", "revision=d")
 
 
