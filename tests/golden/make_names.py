@@ -88,6 +88,9 @@ OTHERWISE: dict[str, Callable[[Shapes], Shapes]] = {
 }
 
 
+RANGE = re.compile(r"\{0-(\d+)\}")
+
+
 def fold(shapes: Mapping[str, list[int]]) -> dict[str, list[int]]:
     """Layers that are alike as one: `model.layers.{0-25}.mlp.down_proj.weight`."""
     layers: dict[tuple[str, str], list[int]] = {}
@@ -110,7 +113,7 @@ def fold(shapes: Mapping[str, list[int]]) -> dict[str, list[int]]:
 def unfold(folded: Mapping[str, list[int]]) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for name, shape in folded.items():
-        found = re.search(r"\{0-(\d+)\}", name)
+        found = RANGE.search(name)
         if found is None:
             shapes[name] = tuple(shape)
             continue
