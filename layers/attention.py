@@ -22,8 +22,8 @@ class Attention(Module):
     `q_norm` and `k_norm` are applied to [tokens, heads, head_dim] before these are turned; `clip`
     bounds q, k and v then; `alibi` lets a score fall with the distance, by the slopes of
     Press et al. 2021 times `alibi`; `sinks` gives each head a score that belongs to no key;
-    `biases`, which another module owns, gives scores one by the distance; `scale` defaults to
-    1 / sqrt(head_dim).
+    `biases`, which another module owns, gives scores one by the distance; tokens of an image see
+    all of it with `images`; `scale` defaults to 1 / sqrt(head_dim).
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class Attention(Module):
         biases: RelativeBiases | None = None,
         bias: bool = False,
         out_bias: bool = False,
+        images: bool = False,
     ) -> None:
         q, kv = heads * head_dim, kv_heads * head_dim
         self.qkv_proj: Module = ColumnLinear(
@@ -59,7 +60,7 @@ class Attention(Module):
         self.value_cache = Cache((kv_heads, head_dim), by_head)
         self.head_dim, self.window, self.soft_cap = head_dim, window, soft_cap
         self.scale = head_dim**-0.5 if scale is None else scale
-        self.heads, self.clip, self.alibi = heads, clip, alibi
+        self.heads, self.clip, self.alibi, self.images = heads, clip, alibi, images
         self._biases = (biases,)  # in a tuple: the slot is its owner's, not this module's child
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
@@ -90,6 +91,7 @@ class Attention(Module):
             sinks=None if self.sinks is None else self.sinks.tensor,
             biases=None if biases is None else biases.weight.tensor,
             max_distance=128 if biases is None else biases.max_distance,
+            image_rows=step.image_rows if self.images else None,
         )
         return self.o_proj(F.reshape(y, y.type.size(1) * y.type.size(2)))
 

@@ -10,8 +10,9 @@ class ImageForm:
     """What the runtime has to know to feed images to a model.
 
     An image is a row for each patch (and one before them where there is a class token), of
-    `row_size` numbers. What the model makes of it has as many rows; those from `first_row` on
-    take the places of as many tokens `token_id`.
+    `row_size` numbers. Square windows of `window` x `window` patches follow one another, and of
+    each the model makes one row, which takes the place of a token `token_id`; `first_row` of them
+    are left out.
     """
 
     token_id: int
@@ -23,6 +24,14 @@ class ImageForm:
     first_row: int = 0
     side: int | None = None
     """Pixels of an image's side, where all are squares of one size."""
+    window: int = 1
+    whole: bool = False
+    """The tokens of an image see each other: they are in one step."""
+    marker: str | None = None
+    """What chat templates write for an image, where it is not the token."""
+    before: str = ""
+    after: str = ""
+    """What stands around an image's tokens in text, in the place of the marker."""
 
     @property
     def row_size(self) -> int:

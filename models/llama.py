@@ -49,6 +49,7 @@ class LlamaConfig(ModelConfig):
     default_rotary_part: ClassVar[float | None] = None  # of a head, where a file does not say
     interleaved: ClassVar[bool] = False  # pairs that turn are neighbours
     qk_norm: ClassVar[bool] = False
+    images: ClassVar[bool] = False  # tokens of an image see all of it
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -177,6 +178,7 @@ def attention(cfg: LlamaConfig, layer: int) -> Attention:
         clip=cfg.clip,
         bias=cfg.qkv_bias,
         out_bias=cfg.out_bias,
+        images=cfg.images,
     )
 
 

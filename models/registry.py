@@ -59,6 +59,7 @@ ARCHITECTURES: dict[str, str] = {
     "GPTNeoXForCausalLM": "paddock.models.gpt_neox",
     "Gemma2ForCausalLM": "paddock.models.gemma2",
     "Gemma3ForCausalLM": "paddock.models.gemma3_text",
+    "Gemma3ForConditionalGeneration": "paddock.models.gemma3",
     "GemmaForCausalLM": "paddock.models.gemma",
     "Glm4ForCausalLM": "paddock.models.glm4",
     "Glm4MoeForCausalLM": "paddock.models.glm4_moe",

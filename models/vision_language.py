@@ -22,10 +22,13 @@ class Part:
 
 
 class VisionLanguageConfig(ModelConfig):
-    """A text model's config and a vision tower's, each chosen by its `model_type`."""
+    """A text model's config and a vision tower's, each chosen by its `model_type`.
+
+    A checkpoint may have no tower: a model of a `blind` config reads text alone.
+    """
 
     text_config: ModelConfig
-    vision_config: ModelConfig
+    vision_config: ModelConfig | None
 
     text_parts: ClassVar[Mapping[str, Part]]
     """By `model_type`; the first where a file says none."""
@@ -43,9 +46,13 @@ class VisionLanguageConfig(ModelConfig):
         return found(self.vision_config)
 
     @property
-    def image_form(self) -> ImageForm:
-        """What images are to the model."""
+    def image_form(self) -> ImageForm | None:
+        """What images are to the model; None where it has no tower."""
         raise NotImplementedError
+
+    def blind(self) -> Self:
+        """The text model alone, of a checkpoint without a tower. Raises `ConfigError`."""
+        raise ConfigError(f"{type(self).__name__}: the checkpoint has no vision tower")
 
     @property
     def vocab_size(self) -> int:
@@ -66,12 +73,17 @@ class VisionLanguageConfig(ModelConfig):
     @classmethod
     def read(cls, data: Mapping[str, Any], *, ignore: frozenset[str] = frozenset()) -> Self:
         parts = {"text_config": cls.text_parts, "vision_config": cls.vision_parts}
-        found = {name: _part(data, name, kinds, ignore) for name, kinds in parts.items()}
+        found = {
+            name: _part(data, name, kinds, ignore)
+            for name, kinds in parts.items()
+            if name == "text_config" or data.get(name) is not None
+        }
         # transformers ties where either says so.
         tied = any(getattr(c, "tie_word_embeddings", False) for c in found.values())
         tied = tied or data.get("tie_word_embeddings") is True
         own = {"tie_word_embeddings": True} if tied else {}
-        return super().read({**data, **found, **own}, ignore=ignore)
+        read = super().read({**data, **found, **own}, ignore=ignore)
+        return read if read.vision_config is not None else read.blind()
 
 
 def _part(

@@ -25,6 +25,7 @@ from paddock.graph.ops import Communicator
 from paddock.models import registry
 from paddock.models.config import ConfigError, Task
 from paddock.models.registry import Architecture
+from paddock.models.vision_language import VisionLanguageConfig
 from paddock.recipes import engine_kinds, ranks
 from paddock.recipes.build_cache import BuildCache, home
 from paddock.recipes.builder import Builder, Done, Estimate, rank_folder, timed
@@ -157,6 +158,8 @@ def read_architecture(recipe: Recipe, checkpoint: LocalCheckpoint) -> Architectu
     the recipe asks for vectors. Raises `ConfigError` and `RecipeError`.
     """
     found = _architecture(recipe, config_json(checkpoint))
+    if isinstance(found.config, VisionLanguageConfig) and not _has_tower(checkpoint):
+        found = replace(found, config=found.config.blind())
     asked = recipe.task
     if found.task == "generate" and (
         asked == "embed" or (asked == "auto" and (checkpoint.folder / MODULES).is_file())
@@ -172,6 +175,11 @@ def read_architecture(recipe: Recipe, checkpoint: LocalCheckpoint) -> Architectu
             " endpoint; use mesh.dp=1"
         )
     return found
+
+
+def _has_tower(checkpoint: LocalCheckpoint) -> bool:
+    """Whether a checkpoint has tensors of a vision tower, by their names."""
+    return any("vision" in name for name in Checkpoint.open(checkpoint.folder).tensors)
 
 
 def wrong_task(recipe: Recipe, task: Task, asked: str) -> str:

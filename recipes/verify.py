@@ -12,7 +12,15 @@ import numpy as np
 from paddock.engines import reference
 from paddock.engines.protocol import BuildError, Session, StepInputs, WeightSource
 from paddock.graph import Array, Graph, Module
-from paddock.graph.ops import CacheBlocks, CrossAttention, Input, Route, StateSlots, Weight
+from paddock.graph.ops import (
+    CacheBlocks,
+    CrossAttention,
+    FoldRows,
+    Input,
+    Route,
+    StateSlots,
+    Weight,
+)
 from paddock.weights.source import cast
 
 WHOLE_BYTES = 1 << 30
@@ -99,6 +107,8 @@ class Asked:
     """It hears: so many numbers for each place of a source."""
     patch: int | None = None
     """It sees: so many numbers for each patch of an image."""
+    folded: int = 1
+    """Of so many patches it makes one row."""
 
     @staticmethod
     def of(graph: Graph, vocab_size: int | None) -> Asked:
@@ -109,7 +119,9 @@ class Asked:
         features, patch = (
             fed[name].size(1) if name in fed else None for name in (FEATURES, PATCHES)
         )
-        return Asked(vocab_size, not keeps, routed, sources, features, patch)
+        folds = [n.op.count for n in graph.find(FoldRows) if isinstance(n.op, FoldRows)]
+        folded = prod(folds)
+        return Asked(vocab_size, not keeps, routed, sources, features, patch, folded)
 
     @property
     def logits(self) -> bool:
@@ -227,7 +239,7 @@ def run(session: Session, asked: Asked | None = None) -> list[Array]:
 def _asked_steps(block_size: int, vocab_size: int, asked: Asked) -> list[StepInputs]:
     made = steps(block_size, vocab_size, whole=asked.whole)
     if asked.patch is not None:
-        made = [_seen(step, asked.patch) for step in made]
+        made = [_seen(step, asked.patch, asked.folded) for step in made]
     if not asked.sources:
         return made
     made = [
@@ -239,13 +251,14 @@ def _asked_steps(block_size: int, vocab_size: int, asked: Asked) -> list[StepInp
     return [_heard(step, asked.features) for step in made]
 
 
-def _seen(step: StepInputs, size: int) -> StepInputs:
-    """The same where a few tokens of each sequence that begins stand for an image of four patches.
+def _seen(step: StepInputs, size: int, folded: int) -> StepInputs:
+    """The same where four tokens of each sequence that begins stand for an image.
 
     Later steps have no image.
     """
     begins = np.flatnonzero(step.past_lengths == 0)
-    count = 4 * len(begins)
+    patches = 4 * folded
+    count = patches * len(begins)
     rows = np.full(len(step.token_ids), -1)
     for image, sequence in enumerate(begins):
         first = step.sequence_starts[sequence] + 3
@@ -254,8 +267,10 @@ def _seen(step: StepInputs, size: int) -> StepInputs:
     return replace(
         step,
         image_patches=random.standard_normal((count, size), np.float32),
-        image_positions=np.tile(np.arange(4), len(begins)),
-        image_starts=np.arange(0, count + 1, 4, dtype=np.int32) if count else np.zeros(2, np.int32),
+        image_positions=np.tile(np.arange(patches), len(begins)),
+        image_starts=patches * np.arange(max(len(begins), 1) + 1, dtype=np.int32)
+        if count
+        else np.zeros(2, np.int32),
         image_rows=rows,
     )
 

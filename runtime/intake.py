@@ -97,7 +97,7 @@ class Intake:
             source, prompt = self._checked(prompt), self._answer_begins
         max_tokens = self._max_tokens(len(prompt), params, 0 if source is None else len(source))
         token_ids = self._checked(prompt)
-        self._check_images(token_ids, images)
+        self._check_images(token_ids, images, params)
         if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
             raise RequestError(
                 f"priority: expected {-MAX_PRIORITY} (most urgent) to {MAX_PRIORITY}, "
@@ -148,7 +148,9 @@ class Intake:
             )
         return token_ids.astype(np.int64, copy=False)
 
-    def _check_images(self, token_ids: TokenIds, images: Sequence[PlacedImage]) -> None:
+    def _check_images(
+        self, token_ids: TokenIds, images: Sequence[PlacedImage], params: SamplingParams
+    ) -> None:
         """That all tokens that stand for images, and no others, have an image."""
         form = self._image_form
         if form is None:
@@ -168,11 +170,26 @@ class Intake:
                 )
             end = image.stop
             placed[image.start : end] = True
+        self._check_whole(images, params)
         if (placed != (token_ids == form.token_id)).any():
             raise RequestError(
                 f"the prompt has {int((token_ids == form.token_id).sum())} tokens that stand for"
                 f" images (token id {form.token_id}), its {len(images)} images have"
                 f" {int(placed.sum())} in such places; leave the model's image token out of text"
+            )
+
+    def _check_whole(self, images: Sequence[PlacedImage], params: SamplingParams) -> None:
+        """That a step has room for every image whose tokens see each other."""
+        longest = max((len(i.image.rows) for i in images if i.image.whole), default=0)
+        if longest and params.prompt_logprobs is not None:
+            raise RequestError("prompt_logprobs: this model gives prompts with images none")
+        room = self._limits.max_tokens_per_step - self._limits.max_sequences + 1
+        if longest > room:
+            raise RequestTooLarge(
+                f"an image has {longest} tokens, which are computed in one step; beside"
+                f" limits.max_sequences {self._limits.max_sequences} it has room for {room}"
+                f" (limits.max_tokens_per_step {self._limits.max_tokens_per_step}); raise the one"
+                " or lower the other"
             )
 
     def _features(self, prompt: str | Sequence[int] | Array) -> Array | None:

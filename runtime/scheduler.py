@@ -278,10 +278,16 @@ class Scheduler:
         An image comes whole with every step that has a token of it. So that it is not computed
         twice, a chunk ends before an image that does not fit into it, unless it begins with it;
         and a step that has images takes no others beyond as many patches as it may have tokens.
+        Where an image's tokens see each other, a chunk that begins with it has all of it, however
+        short chunks are to be.
         """
         for image in within(sequence.request.images, past, past + count):
             patches = len(image.image.patches)
             full = room.images and room.images + patches > self.limits.max_tokens_per_step
+            if image.image.whole and image.start <= past and not full:
+                # The intake has seen to it that there is a step with so much room.
+                count = max(count, image.stop - past)
+                full = count > room.tokens
             if full or (image.stop > past + count and image.start > past):
                 return max(image.start - past, 0)
             room.images += patches

@@ -208,7 +208,7 @@ def _images(chunks: list[Chunk], buffer: Array, patch_size: int) -> dict[str, Ar
             own = image.image.rows[start - image.start : stop - image.start]
             rows[begin + start - past : begin + stop - past] = first + own
             images.append(image.image)
-            first += len(image.image.patches)
+            first += image.image.made
         begin += tokens
     if not images:
         return {

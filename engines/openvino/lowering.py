@@ -269,6 +269,15 @@ def _gather(state: Lowering, node: Node, inputs: list[Any]) -> Any:
     return opset.gather(inputs[0], inputs[1], _scalar(0))
 
 
+def _fold_rows(state: Lowering, node: Node, inputs: list[Any]) -> Any:
+    assert isinstance(node.op, F.FoldRows)
+    # The number of rows is computed: it may be 0, of which -1 cannot be inferred.
+    rows = opset.gather(opset.shape_of(inputs[0], "i64"), _i64(0), _scalar(0))
+    count = opset.divide(rows, _i64(node.op.count))
+    shape = opset.concat([count, _i64(node.outputs[0].type.size(1))], 0)
+    return opset.reshape(inputs[0], shape, False)
+
+
 def _replace_rows(state: Lowering, node: Node, inputs: list[Any]) -> Any:
     x, y, rows = inputs
     # A row of zeros in front, so that there always is one to read.
@@ -392,8 +401,16 @@ def _attention(state: Lowering, node: Node, inputs: list[Any]) -> Any:
     q, k, v, key_cache, value_cache, starts, past, table, block_starts, *more = inputs
     heads, kv_heads, size, value_size = _sizes(node)
     biases = more.pop() if isinstance(attention, F.RelativeAttention) else None
+    token_types = None
+    if isinstance(attention, F.ImageAttention):
+        token_types = opset.convert(opset.greater_equal(more.pop(), _scalar(0)), "i32")
     sinks = more[0] if more else None
     if node.inputs[3] in state.portable_caches:
+        if token_types is not None:
+            raise BuildError(
+                f"{node.where}: openvino has no attention within images with a soft cap; set it to"
+                " null, or take engine=reference"
+            )
         return state.portable.lower(
             attention,
             (q, k, v),
@@ -419,6 +436,7 @@ def _attention(state: Lowering, node: Node, inputs: list[Any]) -> Any:
         window=attention.window,
         alibi=attention.alibi,
         sinks=None if sinks is None else opset.reshape(sinks, _i64(1, heads, 1, 1), False),
+        token_types=token_types,
         heads=Heads(kv_heads, size, value_size),
     )
     return opset.reshape(attended, _i64(0, heads, value_size), True)
@@ -498,9 +516,11 @@ TABLE: dict[type[Op], Callable[[Lowering, Node, list[Any]], Any]] = {
     F.Dequantize: _dequantize,
     F.Fill: _fill,
     F.GatedDeltaRule: _gated_delta_rule,
+    F.FoldRows: _fold_rows,
     F.Gather: _gather,
     F.GroupedLinear: _grouped_linear,
     F.HeadLinear: _head_linear,
+    F.ImageAttention: _attention,
     F.Input: _input,
     F.LayerNorm: _layer_norm,
     F.Linear: _linear,

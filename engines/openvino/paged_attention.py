@@ -70,12 +70,14 @@ def paged_attention(
     window: int | None,
     alibi: tuple[float, ...] | None,
     sinks: Any | None = None,
+    token_types: Any | None = None,
     heads: Heads,
 ) -> Any:
     """q, k, v [tokens, heads x size] -> [tokens, heads x value size].
 
     `longest` is the number of tokens, cached and new, of the step's longest sequence. A window
-    counts the token itself, as Paddock's does.
+    counts the token itself, as Paddock's does. Neighbours of `token_types` 1 [tokens] see each
+    other; 0 is text.
     """
     operands = [
         *qkv,
@@ -100,7 +102,7 @@ def paged_attention(
         _none(np.int32),  # adaptive eviction: evictable sizes
         _none(np.int32),  # adaptive eviction: diversity block set indices
         _none(np.int32),  # adaptive eviction: their starts
-        _none(np.int32),  # token types
+        _none(np.int32) if token_types is None else token_types,
         _none(np.uint8),  # query-to-query bias
         _none(np.int32),  # its starts
     ]

@@ -1,6 +1,12 @@
 """The ops: free functions that insert nodes, and the classes that define them."""
 
-from paddock.graph.ops.attention import Attention, RelativeAttention, SinkAttention, attention
+from paddock.graph.ops.attention import (
+    Attention,
+    ImageAttention,
+    RelativeAttention,
+    SinkAttention,
+    attention,
+)
 from paddock.graph.ops.bidirectional import BidirectionalAttention, bidirectional_attention
 from paddock.graph.ops.collective import (
     AllGather,
@@ -59,11 +65,13 @@ from paddock.graph.ops.rotary import Rotary, RotaryAngles, rotary, rotary_angles
 from paddock.graph.ops.sequence_mean import SequenceMean, sequence_mean
 from paddock.graph.ops.shaping import (
     Concat,
+    FoldRows,
     Gather,
     ReplaceRows,
     Reshape,
     Split,
     concat,
+    fold_rows,
     gather,
     replace_rows,
     reshape,
@@ -106,10 +114,12 @@ __all__ = [
     "CrossAttention",
     "Dequantize",
     "Fill",
+    "FoldRows",
     "GatedDeltaRule",
     "Gather",
     "GroupedLinear",
     "HeadLinear",
+    "ImageAttention",
     "Input",
     "LayerNorm",
     "Linear",
@@ -148,6 +158,7 @@ __all__ = [
     "concat",
     "cross_attention",
     "fill",
+    "fold_rows",
     "gated_delta_rule",
     "gather",
     "grouped_linear",

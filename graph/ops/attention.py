@@ -99,14 +99,26 @@ class Attention(Op):
             value_cache[blocks[at // block_size], at % block_size] = v[tokens]
             keys = widen(key_cache[blocks].reshape(-1, *k.shape[1:])[: past + new])
             values = widen(value_cache[blocks].reshape(-1, *v.shape[1:])[: past + new])
-            out[tokens] = self._attend(widen(q[tokens]), keys, values, at, *map(widen, more))
+            beside = (widen(self._of_tokens(x, tokens)) for x in more)
+            out[tokens] = self._attend(widen(q[tokens]), keys, values, at, *beside)
         return out.astype(q.dtype)
 
+    def _of_tokens(self, operand: Array, tokens: slice) -> Array:
+        """What a sequence has of a further operand."""
+        return operand
+
     def _attend(
-        self, q: Array, k: Array, v: Array, at: Array, *sinks: Array, bias: Array | None = None
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        at: Array,
+        *sinks: Array,
+        bias: Array | None = None,
+        last: Array | None = None,
     ) -> Array:
         """q: [new, heads, size] at positions `at`; k, v: [all, kv heads, size]; sinks: [heads];
-        bias: [heads, new, all]."""
+        bias: [heads, new, all]; last: the last position that each query sees, if not its own."""
         new, heads, size = q.shape
         kv_heads = k.shape[1]
         grouped = q.reshape(new, kv_heads, heads // kv_heads, size).transpose(1, 2, 0, 3)
@@ -120,7 +132,7 @@ class Attention(Op):
             scores = scores + slopes * (j - at[:, None])
         if bias is not None:
             scores = scores + bias.reshape(scores.shape)
-        seen = j <= at[:, None]
+        seen = j <= (at if last is None else last)[:, None]
         if self.window is not None:
             seen &= j > at[:, None] - self.window
         scores = np.where(seen, scores, -np.inf)
@@ -183,12 +195,58 @@ class RelativeAttention(Attention):
         return distance_bucket(distances, buckets, self.max_distance)
 
     def _attend(
-        self, q: Array, k: Array, v: Array, at: Array, *more: Array, bias: Array | None = None
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        at: Array,
+        *more: Array,
+        bias: Array | None = None,
+        last: Array | None = None,
     ) -> Array:
         (table,) = more
         back = np.maximum(at[:, None] - np.arange(len(k)), 0)
         biases = table[self.bucket_of(back, len(table))].transpose(2, 0, 1)
         return super()._attend(q, k, v, at, bias=biases)
+
+
+@dataclass(frozen=True)
+class ImageAttention(Attention):
+    """Attention in which the tokens of an image see all of it, and not only those before them.
+
+    The last operand [tokens] is no less than 0 for tokens of images; those of an image are
+    neighbours, none of two images are, and the last of an image is in the step that has its first.
+    A window is no shorter than an image: what it would cut off, engines do not agree about.
+    Gemma 3, arxiv.org/abs/2503.19786, section 2.1.
+    """
+
+    def infer(self, *operands: TensorType) -> TensorType:
+        if len(operands) != 10:
+            raise GraphError(f"expected ten operands, the last for each token: {len(operands)}")
+        *others, rows = operands
+        if rows.shape != others[0].shape[:1] or not rows.dtype.is_index:
+            raise GraphError(f"expected integers for each token of {others[0]}: {rows}")
+        return super().infer(*others)
+
+    def _of_tokens(self, operand: Array, tokens: slice) -> Array:
+        return operand[tokens]
+
+    def _attend(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        at: Array,
+        *more: Array,
+        bias: Array | None = None,
+        last: Array | None = None,
+    ) -> Array:
+        (rows,) = more
+        ends = at.copy()
+        for i in range(len(at) - 2, -1, -1):
+            if rows[i] >= 0 and rows[i + 1] >= 0:
+                ends[i] = ends[i + 1]
+        return super()._attend(q, k, v, at, last=ends)
 
 
 def attention(
@@ -208,12 +266,19 @@ def attention(
     sinks: Tensor | None = None,
     biases: Tensor | None = None,
     max_distance: int = 128,
+    image_rows: Tensor | None = None,
 ) -> Tensor:
     """q: [tokens, heads, size]; k, v: [tokens, kv heads, size] -> [tokens, heads, size].
 
-    `biases`: [buckets, heads], by how far back a key lies.
+    `biases`: [buckets, heads], by how far back a key lies; `image_rows`: [tokens], no less than 0
+    for tokens that see all of the image that they are of.
     """
     steps = (sequence_starts, past_lengths, block_table, block_starts)
+    if image_rows is not None:
+        if sinks is not None or biases is not None:
+            raise GraphError("attention within images has neither sinks nor biases by distance")
+        images = ImageAttention(scale, window, soft_cap, alibi)
+        return images(q, k, v, *caches, *steps, image_rows)
     if biases is not None:
         if sinks is not None:
             raise GraphError("attention has sinks or biases by distance, not both")

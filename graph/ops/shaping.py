@@ -8,7 +8,7 @@ import numpy as np
 from paddock.graph.dtype import Array
 from paddock.graph.errors import GraphError
 from paddock.graph.op import Op
-from paddock.graph.tensor import Tensor, TensorType
+from paddock.graph.tensor import Dim, Tensor, TensorType
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,26 @@ class ReplaceRows(Op):
         return out
 
 
+@dataclass(frozen=True)
+class FoldRows(Op):
+    """So many successive rows as one: [n, a] -> [n / count, count x a]. n is a multiple."""
+
+    count: int
+
+    def infer(self, x: TensorType) -> TensorType:
+        if self.count < 1 or x.rank != 2:
+            raise GraphError(f"expected rows [n, size] and 1 of them at least: {self.count} of {x}")
+        rows = x.shape[0]
+        if isinstance(rows, int):
+            if rows % self.count:
+                raise GraphError(f"{rows} rows are no multiple of {self.count}")
+            return x.with_shape(rows // self.count, self.count * x.size(1))
+        return x.with_shape(Dim(f"{rows} / {self.count}"), self.count * x.size(1))
+
+    def compute(self, x: Array) -> Array:
+        return x.reshape(len(x) // self.count, self.count * x.shape[1])
+
+
 def split(x: Tensor, *sizes: int) -> tuple[Tensor, ...]:
     """x: [..., sum(sizes)] -> one tensor [..., size] each; x itself where there is one size."""
     return (x,) if sizes == (x.type.size(-1),) else Split(sizes)(x)
@@ -115,6 +135,11 @@ def reshape(x: Tensor, *tail: int) -> Tensor:
 def gather(x: Tensor, rows: Tensor) -> Tensor:
     """x: [n, ...], rows: integers [m] -> [m, ...]."""
     return Gather()(x, rows)
+
+
+def fold_rows(x: Tensor, count: int) -> Tensor:
+    """x: [n, size] -> [n / count, count x size]."""
+    return x if count == 1 else FoldRows(count)(x)
 
 
 def replace_rows(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:

@@ -123,6 +123,7 @@ _SIGLIP = {"size": {"height": 224, "width": 224}, "image_mean": _HALF, "image_st
 KINDS: dict[str, tuple[type[ImageProcessor], dict[str, Any]]] = {
     "CLIPImageProcessor": (ImageProcessor, _CLIP),
     "LlavaImageProcessor": (ImageProcessor, _CLIP),
+    "Gemma3ImageProcessor": (ImageProcessor, _SIGLIP | {"resample": 2}),
     "SiglipImageProcessor": (ImageProcessor, _SIGLIP),
 }
 """By `image_processor_type`: what reads it, and what files leave out."""

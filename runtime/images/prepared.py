@@ -20,6 +20,15 @@ class PreparedImage:
     patches: Array  # f32 [patches, form.row_size]
     positions: Array  # i64 [patches]
     rows: Array  # i64 [tokens]: what each of its tokens stands for, counted in the image
+    whole: bool = False
+    """Its tokens see each other: they are in one step."""
+    outputs: int = 0
+    """Rows that the model makes of it; 0: as many as patches."""
+
+    @property
+    def made(self) -> int:
+        """Rows that the model makes of it."""
+        return self.outputs or len(self.patches)
 
     @cached_property
     def digest(self) -> bytes:
@@ -52,19 +61,26 @@ class ImagePrompt:
 
 
 def prepare(pixels: Array, form: ImageForm) -> PreparedImage:
-    """An image of f32 [channels, height, width], its patches row by row."""
-    side = form.patch_size
+    """An image of f32 [channels, height, width]: windows row by row, patches row by row in each."""
+    side, window = form.patch_size, form.window
     channels, height, width = pixels.shape
-    cut = pixels[:, : height // side * side, : width // side * side]
-    grid = cut.reshape(channels, height // side, side, width // side, side)
-    patches = grid.transpose(1, 3, 0, 2, 4).reshape(-1, channels * side * side)
+    rows, columns = height // side, width // side
+    cut = pixels[:, : rows * side, : columns * side]
+    grid = cut.reshape(channels, rows // window, window, side, columns // window, window, side)
+    patches = grid.transpose(1, 4, 2, 5, 0, 3, 6).reshape(-1, channels * side * side)
+    places = np.arange(rows * columns).reshape(rows // window, window, columns // window, window)
+    positions = places.transpose(0, 2, 1, 3).reshape(-1)
     if form.class_token:
         patches = np.pad(patches, ((1, 0), (0, 1)))
         patches[0, -1] = 1
+        positions = np.arange(len(patches))
+    made = len(patches) // window**2
     return PreparedImage(
         np.ascontiguousarray(patches, np.float32),
-        np.arange(len(patches)),
-        np.arange(form.first_row, len(patches)),
+        positions,
+        np.arange(form.first_row, made),
+        form.whole,
+        made,
     )
 
 

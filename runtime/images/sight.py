@@ -61,12 +61,21 @@ class Sight:
 
     def encode(self, text: str, images: Sequence[bytes], limits: ImageLimits) -> ImagePrompt:
         """The prompt of a text in which the model's image token stands for each image."""
+        form = self.form
+        marker = form.marker or self.token
+        found = text.count(marker)
+        if found != len(images):
+            raise RequestError(
+                f"the prompt has {found} places for images ({marker}), and there are"
+                f" {len(images)} images; leave {marker} out of messages"
+            )
+        text = text.replace(marker, f"{form.before}{self.token}{form.after}")
         ids = self.tokenizer.encode(text, add_special_tokens=False)
         places = [i for i, token in enumerate(ids) if token == self.form.token_id]
         if len(places) != len(images):
             raise RequestError(
-                f"the prompt has {len(places)} places for images ({self.token}), and there are"
-                f" {len(images)} images; leave {self.token} out of messages"
+                f"the prompt has {len(places)} tokens {self.token} for {len(images)} images; leave"
+                f" {self.token} out of messages"
             )
         token_ids: list[int] = []
         placed: list[PlacedImage] = []
@@ -99,7 +108,7 @@ class Sight:
 
     def _text_of(self, part: Any) -> str:
         if isinstance(part, Mapping) and part.get("type") == "image":
-            return self.token
+            return self.form.marker or self.token
         return str(part.get("text", "")) if isinstance(part, Mapping) else str(part)
 
 

@@ -114,6 +114,7 @@ CASES: dict[str, Build] = {
     "replace no rows": lambda c: F.replace_rows(
         tokens(c, 24), c.tokens("y", values(0, 24)), c.tokens("rows", np.full(7, -1))
     ),
+    "fold rows": lambda c: F.fold_rows(c.tokens("x", values(6, 8)), 3),
     "embedding": lambda c: F.gather(
         c.weight("table", values(50, 24)), c.tokens("ids", np.array([49, 0, 7]))
     ),
@@ -201,6 +202,7 @@ def test_every_op_of_the_table_is_compared() -> None:
         F.SinkAttention,
         F.BidirectionalAttention,
         F.CrossAttention,
+        F.ImageAttention,
         F.RelativeAttention,
         F.CacheBlocks,
         F.StateSlots,

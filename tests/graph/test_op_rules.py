@@ -88,6 +88,9 @@ ACCEPTED: list[tuple[Op, tuple[str, ...], str]] = [
     (F.Attention(0.25), qkv(), "f32[tokens, 4, 16]"),
     (F.SinkAttention(0.25), (*qkv(), "f32[4]"), "f32[tokens, 4, 16]"),
     (F.RelativeAttention(1.0), (*qkv(), "bf16[32, 4]"), "f32[tokens, 4, 16]"),
+    (F.ImageAttention(1.0), (*qkv(), "i64[tokens]"), "f32[tokens, 4, 16]"),
+    (F.FoldRows(4), ("bf16[rows, 8]",), "bf16[rows / 4, 32]"),
+    (F.FoldRows(4), ("f32[12, 8]",), "f32[3, 32]"),
     (F.CrossAttention(0.25), cross(), "f32[tokens, 4, 16]"),
     (
         F.CrossAttention(1.0),
@@ -307,6 +310,12 @@ REFUSED: list[tuple[Op, tuple[str, ...], str]] = [
     (F.Scale(2.0), ("i64[tokens]",), "expected floats"),
     (F.SinkAttention(0.25), qkv(), "expected ten operands, the last of them sinks: 9"),
     (F.SinkAttention(0.25), (*qkv(), "f32[2]"), "expected sinks [4] in floats"),
+    (F.ImageAttention(1.0), qkv(), "expected ten operands, the last for each token: 9"),
+    (F.ImageAttention(1.0), (*qkv(), "f32[tokens]"), "expected integers for each token of"),
+    (F.ImageAttention(1.0), (*qkv(), "i64[rows]"), "expected integers for each token of"),
+    (F.FoldRows(0), ("f32[rows, 8]",), "1 of them at least: 0 of f32[rows, 8]"),
+    (F.FoldRows(2), ("f32[rows, 8, 2]",), "expected rows [n, size]"),
+    (F.FoldRows(5), ("f32[12, 8]",), "12 rows are no multiple of 5"),
     (F.RelativeAttention(1.0), qkv(), "expected ten operands, the last a table of biases: 9"),
     (F.RelativeAttention(1.0), (*qkv(), "f32[32, 2]"), "expected biases [buckets, 4] in floats"),
     (

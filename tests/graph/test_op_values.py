@@ -192,6 +192,8 @@ def test_split_concat_reshape_gather(dtype: DType) -> None:
     rows = np.array([4, 0, 0, 2])
     gathered = F.Gather().compute(x, rows)
     assert all((gathered[i] == x[row]).all() for i, row in enumerate(rows))
+    folded = F.FoldRows(2).compute(x[:4, 0])
+    np.testing.assert_array_equal(folded, [[*x[0, 0], *x[1, 0]], [*x[2, 0], *x[3, 0]]])
     replaced = F.ReplaceRows().compute(x, gathered, np.array([-1, 0, -1, 3, -1]))
     for row, source in enumerate((x[0], x[4], x[2], x[2], x[4])):
         np.testing.assert_array_equal(replaced[row], source)
@@ -279,7 +281,7 @@ def test_every_op_that_computes_is_tried_here() -> None:
     collective = (F.AllReduce, F.AllGather, F.ReduceScatter, F.Broadcast, F.Send, F.Receive)
     # Those with a file of their own.
     elsewhere: tuple[type[Op], ...] = (F.Attention, F.SinkAttention, F.BidirectionalAttention)
-    elsewhere += (F.CrossAttention, F.RelativeAttention)
+    elsewhere += (F.CrossAttention, F.ImageAttention, F.RelativeAttention)
     elsewhere += (F.SequenceMean, F.Route, F.GroupedLinear, F.WeightedSum)
     elsewhere += (F.HeadLinear, F.CausalConv, F.SelectiveScan, F.GatedDeltaRule)
     elsewhere += (F.RealGatedRecurrence,)
@@ -292,6 +294,7 @@ def test_every_op_that_computes_is_tried_here() -> None:
             F.Split,
             F.Concat,
             F.Reshape,
+            F.FoldRows,
             F.Gather,
             F.ReplaceRows,
             F.Dequantize,

@@ -19,9 +19,10 @@ from paddock.graph import Array
 from paddock.layers import trace
 from paddock.models import registry
 from paddock.runtime.engine_loop import EngineLoop
-from paddock.runtime.errors import RequestError
+from paddock.runtime.errors import RequestError, RequestTooLarge
 from paddock.runtime.images.prepared import ImagePrompt, PlacedImage, prepare
 from paddock.runtime.limits import Limits
+from paddock.runtime.outputs import RequestResult
 from paddock.runtime.sampling_params import SamplingParams
 from tests.models.bound_checkpoint import BoundCheckpoint
 from tests.models.opened import ENGINES, OPTIONS, TOLERANCE, engine_kind
@@ -71,7 +72,7 @@ def play(session: Session, case: VisionCase, plan: Plan) -> list[Array]:
     session.run(replace(soil, **image_inputs([image], [np.full(size, -1)], form.row_size)))
     done = [0] * len(prompts)
     found: list[list[Array]] = [[] for _ in prompts]
-    for step in plan:
+    for step in _uncut(plan, case):
         batch, images, rows = [], [], []
         before = 0
         for s, count in step:
@@ -82,7 +83,7 @@ def play(session: Session, case: VisionCase, plan: Plan) -> list[Array]:
                 if placed.start < end and begin < placed.stop:
                     own[placed.start : placed.stop] = before + placed.image.rows
                     images.append(placed.image)
-                    before += len(placed.image.patches)
+                    before += placed.image.made
             rows.append(own[begin:end])
             done[s] = end
         inputs = step_inputs(session, batch, np.arange(sum(n for _, n in step)))
@@ -92,6 +93,29 @@ def play(session: Session, case: VisionCase, plan: Plan) -> list[Array]:
         for (s, _), part in zip(step, np.split(logits, ends), strict=True):
             found[s].append(part)
     return [np.concatenate(parts) for parts in found]
+
+
+def _uncut(plan: Plan, case: VisionCase) -> Plan:
+    """The plan, but an image whose tokens see each other is whole in the step that begins it."""
+    if not case.form.whole:
+        return plan
+    done = [0] * len(case.prompts)
+    steps = []
+    asked = [0] * len(case.prompts)
+    for step in plan:
+        taken = []
+        for s, count in step:
+            asked[s] += count
+            end = asked[s]
+            for placed in case.prompts[s].placed:
+                if done[s] <= placed.start < end < placed.stop:
+                    end = placed.stop
+            if end > done[s]:
+                taken.append((s, end - done[s]))
+                done[s] = end
+        if taken:
+            steps.append(taken)
+    return steps
 
 
 def lengths(case: VisionCase) -> Sequence[int]:
@@ -143,8 +167,9 @@ def test_ranks_agree_with_transformers(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "engine", "limits"),
     [(name, "openvino", {}) for name in NAMES]
-    + [(NAMES[0], "reference", {"cache_blocks": 20})]
-    + [(NAMES[0], "reference", {"max_tokens_per_step": 5, "max_sequences": 2})],
+    + [("llava/1", "reference", {"cache_blocks": 20})]
+    + [("llava/1", "reference", {"max_tokens_per_step": 5, "max_sequences": 2})]
+    + [("gemma3/1", "reference", {"max_tokens_per_step": 12, "prefill_chunk": 2})],
 )
 def test_greedy_answers_are_those_of_generate(
     name: str, engine: str, limits: dict[str, int]
@@ -161,7 +186,9 @@ def test_greedy_answers_are_those_of_generate(
             loop.submit(
                 ImagePrompt(prompt.token_ids.tolist(), prompt.placed),
                 SamplingParams(
-                    max_tokens=n, temperature=0.0, prompt_logprobs=1 if n == 14 else None
+                    max_tokens=n,
+                    temperature=0.0,
+                    prompt_logprobs=1 if n == 14 and not case.form.whole else None,
                 ),
             )
             for prompt, n in zip(case.prompts, counts, strict=True)
@@ -173,11 +200,16 @@ def test_greedy_answers_are_those_of_generate(
     assert (stats.preemptions > 0) == ("cache_blocks" in limits)
 
 
-def test_a_prefix_is_its_images_too() -> None:
-    """The same tokens with another image share what comes before it, and nothing after."""
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", ["llava/1", "gemma3/1"])
+def test_a_prefix_is_its_images_too(name: str, engine: str) -> None:
+    """The same tokens with another image share what comes before it, and nothing after.
+
+    Where the end of what is found is within an image, the rest of it sees all of it.
+    """
     from tests.models.transformers_vision import greedy
 
-    case = VisionCase(NAMES[0])
+    case = VisionCase(name)
     random = case.random("prefix")
     first, second, third = (case.pixels(random) for _ in range(3))
     ours = case.prompt(random, [first, second], [3, 2, 9])
@@ -186,13 +218,14 @@ def test_a_prefix_is_its_images_too() -> None:
         pixels=[first, third],
         placed=[ours.placed[0], PlacedImage(prepare(third, case.form), ours.placed[1].start)],
     )
-    params = SamplingParams(max_tokens=6, temperature=0.0)
-    with EngineLoop(opened(case.name, "reference"), _limits(), image_form=case.form) as loop:
+    params = SamplingParams(max_tokens=6, temperature=0.0, logprobs=1)
+    session = opened(case.name, engine)
+    with EngineLoop(session, _limits(), image_form=case.form) as loop:
         found = [
             loop.submit(ImagePrompt(prompt.token_ids.tolist(), prompt.placed), params).result()
             for prompt in (ours, other, ours)
         ]
-    size = OPTIONS["reference"]["block_size"]
+    size = session.block_size
     shared = [result.prompt_tokens_cached for result in found]
     assert shared == [
         0,
@@ -202,7 +235,17 @@ def test_a_prefix_is_its_images_too() -> None:
     model = made(case.name)[1]
     expected = [greedy(case, model, prompt, 6) for prompt in (ours, other, ours)]
     assert [list(result.token_ids) for result in found] == expected
-    assert expected[0] != expected[1]
+    one, two, three = map(_first_logprob, found)
+    assert abs(one - three) < 1e-4
+    assert abs(one - two) > 1e-3
+
+
+def _first_logprob(result: RequestResult) -> float:
+    logprobs = result.sequences[0].logprobs
+    assert logprobs is not None
+    first = logprobs[0].logprob
+    assert first is not None
+    return first
 
 
 def test_images_and_their_tokens_belong_together() -> None:
@@ -224,6 +267,18 @@ def test_images_and_their_tokens_belong_together() -> None:
         pytest.raises(RequestError, match="this model sees none"),
     ):
         loop.submit(ImagePrompt(ids, [image]))
+
+
+def test_an_image_that_no_step_has_room_for_is_refused() -> None:
+    case = VisionCase("gemma3/1")
+    prompt = case.prompts[1]
+    asked = ImagePrompt(prompt.token_ids.tolist(), prompt.placed)
+    small = _limits(max_tokens_per_step=11)
+    with EngineLoop(opened(case.name, "reference"), small, image_form=case.form) as loop:
+        with pytest.raises(RequestTooLarge, match=r"has 9 tokens, .* has room for 8"):
+            loop.submit(asked)
+        with pytest.raises(RequestError, match="prompt_logprobs"):
+            loop.submit(asked, SamplingParams(prompt_logprobs=1))
 
 
 def _limits(**given: int) -> Limits:

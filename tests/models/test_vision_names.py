@@ -159,10 +159,67 @@ PUBLISHED: dict[str, tuple[dict[str, Any], Folded]] = {
     ),
 }
 
+_GEMMA = f"{_TEXT}.layers.{{0-33}}."
+PUBLISHED["google/gemma-3-4b-it"] = (
+    {
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "boi_token_index": 255999,
+        "eoi_token_index": 256000,
+        "eos_token_id": [1, 106],
+        "image_token_index": 262144,
+        "initializer_range": 0.02,
+        "mm_tokens_per_image": 256,
+        "model_type": "gemma3",
+        "text_config": {
+            "hidden_size": 2560,
+            "intermediate_size": 10240,
+            "model_type": "gemma3_text",
+            "num_hidden_layers": 34,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+            "sliding_window": 1024,
+        },
+        "torch_dtype": "bfloat16",
+        "vision_config": {
+            "hidden_size": 1152,
+            "image_size": 896,
+            "intermediate_size": 4304,
+            "model_type": "siglip_vision_model",
+            "num_attention_heads": 16,
+            "num_hidden_layers": 27,
+            "patch_size": 14,
+            "vision_use_head": False,
+        },
+    },
+    llama(_TEXT, layers=34, hidden=2560, inner=10240, q=2048, kv=1024, vocab=262208)
+    | {f"{_GEMMA}self_attn.{part}_norm.weight": [256] for part in "qk"}
+    | {f"{_GEMMA}{part}_feedforward_layernorm.weight": [2560] for part in ("pre", "post")}
+    | tower(_CLIP, layers=27, hidden=1152, inner=4304, patch=14, positions=4096)
+    | {
+        f"{_CLIP}.embeddings.patch_embedding.bias": [1152],
+        "multi_modal_projector.mm_input_projection_weight": [1152, 2560],
+        "multi_modal_projector.mm_soft_emb_norm.weight": [1152],
+    },
+)
+BLIND = "google/gemma-3-4b-it"
+"""Also published as its text model alone, under the same class."""
+
 
 @pytest.mark.parametrize("repo", PUBLISHED)
 def test_every_slot_and_every_tensor_has_its_other_side(repo: str) -> None:
-    config, names = PUBLISHED[repo]
+    check(*PUBLISHED[repo])
+
+
+def test_a_model_that_sees_may_be_published_without_its_tower() -> None:
+    config, names = PUBLISHED[BLIND]
+    text = {name: shape for name, shape in names.items() if name.startswith("language_model.")}
+    config = {name: value for name, value in config.items() if name != "vision_config"}
+    assert registry.read(config).image_form is None
+    check(config, text)
+    bare = {name.replace(_TEXT, "model.language_model"): shape for name, shape in text.items()}
+    check(config, bare)
+
+
+def check(config: dict[str, Any], names: Folded) -> None:
     architecture = registry.read(config)
     slots = dict(architecture.build().named_parameters())
     tensors = {name: TensorInfo(name, "BF16", shape) for name, shape in unfold(names).items()}
@@ -183,8 +240,13 @@ def test_images_take_the_places_of_as_many_tokens_as_published() -> None:
         form = registry.read(config).image_form
         assert form is not None
         assert form.side is not None
-        tokens[repo] = (form.side // form.patch_size) ** 2 + form.class_token - form.first_row
+        tokens[repo] = (
+            (form.side // form.patch_size) ** 2 // form.window**2
+            + form.class_token
+            - form.first_row
+        )
     assert tokens == {
         "llava-hf/llava-1.5-7b-hf": 576,
         "llava-hf/llava-interleave-qwen-0.5b-hf": 729,
+        "google/gemma-3-4b-it": 256,
     }

@@ -43,6 +43,8 @@ def inputs(case: VisionCase, prompt: Prompt) -> dict[str, Any]:
     given = {"input_ids": torch.tensor(prompt.token_ids)[None]}
     if prompt.pixels:
         given["pixel_values"] = torch.tensor(np.stack(prompt.pixels))
+    if case.form.whole:
+        given["token_type_ids"] = (given["input_ids"] == case.form.token_id).long()
     return given
 
 

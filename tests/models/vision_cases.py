@@ -86,7 +86,34 @@ def _llava(random: np.random.Generator, seed: int) -> Config:
     }
 
 
-DRAW: dict[str, Callable[[np.random.Generator, int], Config]] = {"llava": _llava}
+def _gemma3(random: np.random.Generator, seed: int) -> Config:
+    tower = _tower(random, "siglip_vision_model") | {"vision_use_head": False}
+    tokens, window = int(random.integers(2, 4)), int(random.integers(1, 4))
+    tower["image_size"] = tower["patch_size"] * tokens * window
+    text = _text(random, "gemma3_text")
+    del text["rope_parameters"]
+    layers = int(random.integers(2, 5))
+    return {
+        "model_type": "gemma3",
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "text_config": text
+        | {
+            "num_hidden_layers": layers,
+            "sliding_window": tokens**2 + int(random.integers(0, 6)),
+            "sliding_window_pattern": int(random.integers(2, 4)),
+            "query_pre_attn_scalar": int(random.integers(4, 30)),
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0} if seed == 2 else None,
+        },
+        "vision_config": tower,
+        "mm_tokens_per_image": tokens**2,
+        "image_token_index": int(random.integers(4, text["vocab_size"])),
+        "boi_token_index": 2,
+        "eoi_token_index": 3,
+        "tie_word_embeddings": True,
+    }
+
+
+DRAW: dict[str, Callable[[np.random.Generator, int], Config]] = {"llava": _llava, "gemma3": _gemma3}
 NAMES = tuple(f"{family}/{seed}" for family in DRAW for seed in SEEDS)
 
 
@@ -112,13 +139,14 @@ class VisionCase:
         """Of no image, one and two; the last begins with the first image of the one before."""
         random = self.random("prompts")
         first, second, third = (self.pixels(random) for _ in range(3))
+        apart = int(self.form.whole)
         return [
             self.prompt(random, pixels, lengths)
             for pixels, lengths in (
                 ([], [21]),
                 ([first], [5, 9]),
                 ([second, third], [1, 4, 3]),
-                ([second, first], [0, 0, 2]),
+                ([second, first], [apart, apart, 2]),
             )
         ]
 

@@ -63,6 +63,7 @@ PROCESSORS: dict[str, dict[str, Any]] = {
         "size": {"height": 38, "width": 45},
         "image_mean": [0.5, 0.4, 0.3],
     },
+    "gemma3": {"image_processor_type": "Gemma3ImageProcessor", "do_pan_and_scan": None},
     "bilinear": {
         "image_processor_type": "SiglipImageProcessor",
         "size": {"height": 9, "width": 60},
@@ -119,6 +120,15 @@ def test_patches_are_windows_row_by_row() -> None:
     np.testing.assert_array_equal(before.patches[1:, :-1], made.patches)
     assert before.patches[0].tolist() == [0] * 27 + [1]
     assert before.rows.tolist() == [1, 2, 3, 4]
+
+
+def test_windows_of_patches_follow_one_another() -> None:
+    pixels = np.random.default_rng(3).random((3, 8, 12), np.float32)
+    one = prepare(pixels, ImageForm(token_id=1, patch_size=2))
+    made = prepare(pixels, ImageForm(token_id=1, patch_size=2, window=2))
+    assert made.positions.tolist()[:8] == [0, 1, 6, 7, 2, 3, 8, 9]
+    np.testing.assert_array_equal(made.patches, one.patches[made.positions])
+    assert (made.made, made.rows.tolist()) == (6, [0, 1, 2, 3, 4, 5])
 
 
 def test_content_tells_images_and_places_apart() -> None:
