@@ -58,12 +58,12 @@ pre-training have no figure, and models that see have theirs in their tests
 (`tests/models/test_vision.py`). **int8** is the same with weights in int8 on `openvino`: drawn
 weights are far larger than trained ones, so it shows that the format runs, not how good it is."""
 TABLE_HEAD = """\
-Written by `python -m tests.golden.make_architectures`. *Bound at* are checkpoints at whose full size every
-slot finds its tensor and every tensor its slot. *Parity* is the largest difference from transformers on
-random tiny configurations in f32, relative to the largest value, on `reference` and `openvino`
-([each class](docs/architectures.md)). *Ranks*: which divisions give transformers' results in the tests.
-*GPU*: the engines that have every op of it (`openvino` and `reference` run all). int8 and int4 apply to
-every family's linear layers."""
+Written by `python -m tests.golden.make_architectures`. *Bound at* are checkpoints at whose full
+size every slot finds its tensor and every tensor its slot. *Parity* is the largest difference
+from transformers on random tiny configurations in f32, relative to the largest value, on
+`reference` and `openvino` ([each class](docs/architectures.md)). *Ranks*: which divisions give
+transformers' results in the tests. *GPU*: the engines that have every op of it (`openvino` and
+`reference` run all). int8 and int4 apply to every family's linear layers."""
 
 
 @dataclass(frozen=True)
