@@ -218,7 +218,7 @@ def test_a_prefix_is_its_images_too(name: str, engine: str) -> None:
         pixels=[first, third],
         placed=[ours.placed[0], PlacedImage(prepare(third, case.form), ours.placed[1].start)],
     )
-    params = SamplingParams(max_tokens=6, temperature=0.0, logprobs=1)
+    params = SamplingParams(max_tokens=6, temperature=0.0, logprobs=4)
     session = opened(case.name, engine)
     with EngineLoop(session, _limits(), image_form=case.form) as loop:
         found = [
@@ -235,17 +235,16 @@ def test_a_prefix_is_its_images_too(name: str, engine: str) -> None:
     model = made(case.name)[1]
     expected = [greedy(case, model, prompt, 6) for prompt in (ours, other, ours)]
     assert [list(result.token_ids) for result in found] == expected
-    one, two, three = map(_first_logprob, found)
-    assert abs(one - three) < 1e-4
-    assert abs(one - two) > 1e-3
+    one, two, three = map(_first_logprobs, found)
+    assert one == pytest.approx(three, abs=1e-3)
+    assert one != pytest.approx(two, abs=1e-2)
 
 
-def _first_logprob(result: RequestResult) -> float:
+def _first_logprobs(result: RequestResult) -> dict[int, float]:
+    """Of the first token: the likeliest and what they would cost."""
     logprobs = result.sequences[0].logprobs
     assert logprobs is not None
-    first = logprobs[0].logprob
-    assert first is not None
-    return first
+    return dict(logprobs[0].top_logprobs)
 
 
 def test_images_and_their_tokens_belong_together() -> None:
