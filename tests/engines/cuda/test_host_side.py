@@ -161,13 +161,13 @@ def test_quantized_weights(quant: F.Dequantize) -> None:
 
 
 def test_an_op_without_a_lowering_is_named() -> None:
-    class Unlowered(F.Scale):
+    class NotOfCuda(F.Scale):
         """An op that no engine has."""
 
     with use_graph(Graph()) as graph:
         x = F.input_tensor("token_ids", DType.I64, TOKENS)
-        graph.outputs = (Unlowered(2.0)(F.cast(x, DType.F32)),)
-    with pytest.raises(BuildError, match="cuda does not know the op unlowered"):
+        graph.outputs = (NotOfCuda(2.0)(F.cast(x, DType.F32)),)
+    with pytest.raises(BuildError, match="cuda does not know the op not_of_cuda"):
         cuda.build(graph, {})
 
 
