@@ -99,6 +99,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--decode", nargs="*", default=DECODE, help="sequences x context")
     parser.add_argument("--prompts", nargs="*", type=int, default=[128, 1024, 8000])
+    parser.add_argument("--cache", default="auto", help="element type of keys and values: fp8")
     parser.add_argument("--json")
     args = parser.parse_args()
     gpu = GPU()
@@ -108,7 +109,7 @@ def main() -> None:
     config = LLAMA_8B | {"num_hidden_layers": args.layers}
     for precision in args.precision:
         began = time.perf_counter()
-        session, _ = opened(gpu, config, precision=precision)
+        session, _ = opened(gpu, config, precision=precision, cache_dtype=args.cache)
         print(f"{precision}: opened in {time.perf_counter() - began:.1f} s", flush=True)
         free, _ = gpu.memory()
         blocks = int(min(free * 0.6, 40e9)) // session.block_bytes

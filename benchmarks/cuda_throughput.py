@@ -81,13 +81,14 @@ def main() -> None:
     parser.add_argument("--workloads", nargs="+", default=["3000x128/128"])
     parser.add_argument("--sequences", type=int, default=512)
     parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--cache", default="auto", help="element type of keys and values: fp8")
     parser.add_argument("--json")
     args = parser.parse_args()
     gpu = GPU()
     print(gpu.name, flush=True)
     report: dict[str, Any] = {"gpu": gpu.name}
     for precision in args.precision:
-        session, _ = opened(gpu, LLAMA_8B, precision=precision)
+        session, _ = opened(gpu, LLAMA_8B, precision=precision, cache_dtype=args.cache)
         free, _ = gpu.memory()
         blocks = int((free - session.step_bytes) * 0.85) // session.block_bytes
         limits = Limits(

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from paddock.engines.cuda.gpu import CHUNK, GPU
+from paddock.engines.cuda.gpu import GPU
 
-SIZE = 4 << 30
+SIZE = 8 << 30
+CHUNK = 32 << 20  # of the copies that the link is measured with
 
 
 def main() -> None:

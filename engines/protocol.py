@@ -151,11 +151,15 @@ class Rounding:
     activation_group: int | None = None
     """Beside integer weights, activations are rounded to 8 bits; so many share a scale."""
     cache: DType | None = None  # of keys and values, where it is another
+    fp8_cache: bool = False
+    """Keys and values are kept as e4m3, up to 448."""
 
 
 def rounding_of_graph(graph: Graph, options: Mapping[str, Any]) -> Rounding:
     """Of an engine that computes in the graph's own type. `options`: `cache_dtype`."""
     cache = options.get("cache_dtype") or "auto"
+    if cache == "fp8":
+        return Rounding(graph.dtype, fp8_cache=True)
     return Rounding(graph.dtype, cache=None if cache == "auto" else DType(cache))
 
 

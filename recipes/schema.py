@@ -42,8 +42,9 @@ class EngineSettings(Settings):
     """A folder of `paddock.engines`."""
     threads: Count | None = None
     """Threads of a step; None: the physical cores that this process may use."""
-    cache_dtype: Literal["auto", "f32", "f16", "bf16", "u8"] = "auto"
-    """Element type of cached keys and values; auto: the engine's choice for the dtype."""
+    cache_dtype: Literal["auto", "f32", "f16", "bf16", "u8", "fp8"] = "auto"
+    """Element type of cached keys and values; auto: the engine's choice for the dtype. fp8, on
+    cuda, is e4m3 without a scale: what is beyond 448 becomes 448."""
     flavour: Literal["auto", "tensorrt", "tensorrt_rtx"] | None = None
     """tensorrt: the package that compiles; None, as auto: the first that is installed."""
     target: Names | None = None

@@ -60,6 +60,11 @@ def splits(sequences: int, groups: int) -> int:
     return max(1, min(MAX_SPLITS, 4 * PROCESSORS // (sequences * groups)))
 
 
+def _cache8(cache: Any) -> dict[str, int]:
+    """What kernels are compiled with for a cache of e4m3."""
+    return {"CACHE8": 1} if cache.dtype.itemsize == 1 else {}
+
+
 def _singles_scratch(tokens: int, heads: int, kv_heads: int, size: int) -> list[Room]:
     shares = splits(tokens, kv_heads * ceil(heads // kv_heads / 16))
     if shares == 1:
@@ -72,15 +77,15 @@ def projected_scratch(sized: Sized) -> list[Room]:
     assert isinstance(a, ProjectedAttention)
     tokens = qkv.size(0)
     rooms: list[Room] = [((tokens, a.heads, a.size), qkv.dtype.numpy)]
-    if sized.decodes and _with_tensor_cores(qkv.dtype, a.size, a.value_size):
-        rooms += _singles_scratch(tokens, a.heads, a.kv_heads, a.size)
+    if sized.singles and _with_tensor_cores(qkv.dtype, a.size, a.value_size):
+        rooms += _singles_scratch(sized.singles, a.heads, a.kv_heads, a.size)
     return rooms
 
 
 def attention_scratch(sized: Sized) -> list[Room]:
     q, k, v = sized.types[:3]
-    if sized.decodes and _with_tensor_cores(q.dtype, q.size(2), v.size(2)):
-        return _singles_scratch(q.size(0), q.size(1), k.size(1), q.size(2))
+    if sized.singles and _with_tensor_cores(q.dtype, q.size(2), v.size(2)):
+        return _singles_scratch(sized.singles, q.size(1), k.size(1), q.size(2))
     return []
 
 
@@ -201,7 +206,7 @@ def _store(
     aligned = all(n % 8 == 0 for n in strides) and block_size & (block_size - 1) == 0
     if size == value_size in (64, 128, 256) and dtype is not DType.F32 and whole and aligned:
         gpu.launch(
-            gpu.function("store", "store_fast", TYPE=TYPE[dtype], SIZE=size),
+            gpu.function("store", "store_fast", TYPE=TYPE[dtype], SIZE=size, **_cache8(key_cache)),
             (ceil(count * stored * (size // 8) / 256),),
             256,
             *places,
@@ -226,7 +231,7 @@ def _store(
         )
         return
     gpu.launch(
-        gpu.function("store", "store", TYPE=TYPE[dtype]),
+        gpu.function("store", "store", TYPE=TYPE[dtype], **_cache8(key_cache)),
         (count, ceil(stored / 8)),
         256,
         *places,
@@ -269,19 +274,28 @@ def _attend(
     key_cache, value_cache, starts, past, table, block_starts = rest
     (z,) = i.outputs
     heads, size = q.shape[1:]
-    block_size, sequences = key_cache.shape[2], past.shape[0]
+    block_size = key_cache.shape[2]
     fast = _with_tensor_cores(dtype, size, z.shape[2]) and _is_power(block_size) and rule.plain
     if fast and _attend_with_cudnn(gpu, i, dtype, q, rest, kv_heads, rule):
         return
-    if not (fast and i.decodes):
-        places = (q, key_cache, value_cache, z)
-        _attend_to(gpu, CAUSAL, dtype, places, (starts, past, table, block_starts), rule)
+    places, step = (q, key_cache, value_cache, z), (starts, past, table, block_starts)
+    singles = 0 if i.bucket is None else i.bucket.singles
+    if not fast or not singles:
+        _attend_to(gpu, CAUSAL, dtype, places, step, rule)
         return
+    if not i.decodes:
+        _attend_to(gpu, CAUSAL, dtype, places, step, rule, singles=singles)
     groups = kv_heads * ceil(heads // kv_heads / 16)
-    stages = 2 if size > 128 else 3
+    stages, eighths = 2 if size > 128 else 3, _cache8(key_cache)
+    line = (size + 8) * 2
+    shared = 16 * line + 4 * stages * 2 * 16 * line
+    if eighths:
+        shared = (16 + 4 * 2 * 16) * line + 4 * stages * 2 * 16 * (size + 16)
     gpu.launch(
-        gpu.function("attend", "attend_singles", TYPE=TYPE[dtype], SIZE=size, MODE=CAUSAL),
-        (sequences, groups, splits(sequences, groups)),
+        gpu.function(
+            "attend", "attend_singles", TYPE=TYPE[dtype], SIZE=size, MODE=CAUSAL, **eighths
+        ),
+        (singles, groups, splits(singles, groups)),
         128,
         q,
         key_cache,
@@ -300,7 +314,7 @@ def _attend(
         np.int32(rule.window or 0),
         np.float32(rule.soft_cap or 0.0),
         rule.sinks,
-        shared=(16 + 4 * stages * 2 * 16) * (size + 8) * 2,
+        shared=shared,
     )
 
 
@@ -315,21 +329,32 @@ def _attend_to(
     places: tuple[Any, Any, Any, Any],
     step: tuple[Any, Any, Any, Any],
     rule: Rule,
+    *,
+    singles: int = 0,
 ) -> None:
-    """Steps of any shape. `places` are queries, keys, values, result; keys and values lie in blocks
-    or, `WHOLE`, packed as queries do. `step`: starts, lengths, block table, its starts."""
+    """Steps of any shape, less the leading ones of `singles` sequences that have one token.
+
+    `places` are queries, keys, values, result; keys and values lie in blocks or, `WHOLE`, packed as
+    queries do. `step`: starts, lengths, block table, its starts.
+    """
     q, keys, _, z = places
     tokens, heads, size = q.shape
     sequences, value_size = step[0].shape[0] - 1, z.shape[2]
     kv_heads, block_size = keys.shape[1], 1 if mode == WHOLE else keys.shape[2]
     fast = _with_tensor_cores(dtype, size, value_size) and _is_power(block_size) and rule.plain
+    eighths = _cache8(keys)
     if fast:
         sharing = heads // kv_heads
         window, ahead = rule.window or 0, 0 if mode == CAUSAL else EVERYTHING
         if mode == WHOLE and rule.window is not None:
             window, ahead = rule.window + 1, rule.window
+        shared = (64 + 4 * 64) * (size + 8) * 2
+        if eighths:
+            shared = 3 * 64 * (size + 8) * 2 + 4 * 64 * (size + 16)
         gpu.launch(
-            gpu.function("attend", "attend_tiles", TYPE=TYPE[dtype], SIZE=size, MODE=mode),
+            gpu.function(
+                "attend", "attend_tiles", TYPE=TYPE[dtype], SIZE=size, MODE=mode, **eighths
+            ),
             (ceil(tokens * sharing / 64) + sequences, kv_heads),
             128,
             *places,
@@ -343,11 +368,12 @@ def _attend_to(
             np.int32(ahead),
             np.float32(rule.soft_cap or 0.0),
             rule.sinks,
-            shared=(64 + 4 * 64) * (size + 8) * 2,
+            np.int32(singles),
+            shared=shared,
         )
         return
     gpu.launch(
-        gpu.function("attend_any", "attend_any", TYPE=TYPE[dtype], MODE=mode),
+        gpu.function("attend_any", "attend_any", TYPE=TYPE[dtype], MODE=mode, **eighths),
         (tokens, heads),
         128,
         *places,
@@ -381,7 +407,7 @@ def _attend_with_cudnn(
         return False
     if rule.window is not None or rule.soft_cap is not None or rule.sinks is not None:
         return False
-    if tokens < WITH_CUDNN:
+    if tokens < WITH_CUDNN or _cache8(rest[0]):
         return False
     key_cache, value_cache, *step = rest
     row = heads * size

@@ -9,6 +9,8 @@ import numpy as np
 
 from paddock.graph import Array
 from paddock.graph.tensor import (
+    IMAGE_PATCHES,
+    IMAGE_STARTS,
     ROWS,
     SEQUENCES,
     SOURCE_TABLE,
@@ -26,7 +28,8 @@ class Bucket:
 
     The first sequences of a step have one token each, `singles` at most; `prompts` at most follow,
     of up to `longest` tokens. Encoder-decoders' steps bring `source_tokens` of new sources, and
-    their sequences' sources lie in `source_blocks`.
+    their sequences' sources lie in `source_blocks`. Models that see are given `images` of `patches`
+    in all.
     """
 
     tokens: int
@@ -37,6 +40,8 @@ class Bucket:
     longest: int
     source_tokens: int = 0
     source_blocks: int = 0
+    patches: int = 0
+    images: int = 0
 
     @property
     def decodes(self) -> bool:
@@ -53,6 +58,8 @@ class Bucket:
             TABLE: table,
             SOURCE_TOKENS: self.source_tokens,
             SOURCE_TABLE: self.source_blocks,
+            IMAGE_PATCHES: self.patches,
+            IMAGE_STARTS: self.images + 1,
         }
 
 
@@ -85,18 +92,24 @@ class Buckets:
         self._tokens = sizes(max_tokens)
 
     def bucket(
-        self, sequence_starts: Array, rows: int, sources: tuple[int, int] = (0, 0)
+        self,
+        sequence_starts: Array,
+        rows: int,
+        sources: tuple[int, int] = (0, 0),
+        images: tuple[int, int] = (0, 0),
     ) -> Bucket:
         """The bucket of a step with these sequences, whose first ones may have one token each.
 
-        `sources`: their new tokens, and the blocks of all.
+        `sources`: their new tokens, and the blocks of all. `images`: their patches, and how many.
         """
-        new = _power(sources[0], 16) if sources[0] else 0
-        blocks = _power(sources[1], 16) if sources[1] else 0
+        brought = tuple(
+            _power(n, least) if n else 0
+            for n, least in zip((*sources, *images), (16, 16, 16, 1), strict=True)
+        )
         sequences, tokens = len(sequence_starts) - 1, int(sequence_starts[-1])
         if tokens == sequences == rows:
             size = round_up(sequences, self._sequences)
-            return Bucket(size, size, size, size, 0, 1, new, blocks)
+            return Bucket(size, size, size, size, 0, 1, *brought)
         leading = sequence_starts == np.arange(sequences + 1)
         singles = int(leading.argmin()) - 1 if not leading.all() else sequences
         singles = min(singles, sequences)
@@ -109,8 +122,7 @@ class Buckets:
             min(padded, _power(singles, 4)) if singles else 0,
             _power(max(sequences - singles, 1), 1),
             min(padded, _power(longest, 64)),
-            new,
-            blocks,
+            *brought,
         )
 
 

@@ -65,8 +65,14 @@ class Device(Protocol):
     def zeros(self, shape: Sequence[int], dtype: np.dtype[Any]) -> Any:
         """A device array. Raises `MemoryError`."""
 
-    def upload(self, array: Array, out: Any = None) -> Any:
-        """A device array with the host array's values: `out` where it is given."""
+    def upload(self, array: Array, out: Any = None, *, wait: bool = True) -> Any:
+        """A device array with the host array's values: `out` where it is given.
+
+        Without `wait` they are there, and the host array may change, after `arrived`.
+        """
+
+    def arrived(self) -> None:
+        """Wait for what was uploaded without waiting."""
 
     def dense(self, stored: StoredWeight) -> Any:
         """The matrix that integers and scales stand for."""

@@ -38,7 +38,7 @@ NAME = "cuda"
 CAPABILITIES = Capabilities(
     dtypes=(DType.BF16, DType.F16, DType.F32),
     quantization=(DType.I8, DType.I4),
-    cache_dtypes=("auto",),
+    cache_dtypes=("auto", "fp8"),
     collectives=True,
     gpu=True,
 )

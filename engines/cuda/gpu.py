@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from paddock.engines.cuda.cudnn_attention import CuDNN
 from paddock.engines.cuda.device import Instruction, StoredWeight
 from paddock.engines.cuda.nccl import HostRanks, NcclRanks, Place, Ranks
 from paddock.engines.cuda.tuned import Tuned
+from paddock.engines.cuda.uploader import Uploader
 from paddock.engines.protocol import BuildError
 from paddock.graph import Array, DType
 from paddock.graph.ops import Communicator
@@ -23,8 +23,8 @@ from paddock.graph.ops import Communicator
 KERNELS = Path(__file__).resolve().parent / "kernels"
 WORKSPACE = 64 << 20  # of cuBLASLt: what NVIDIA advises for Hopper is 32 MiB
 FLUSH = 128 << 20  # more than the cache of any GPU, written before an algorithm is timed
-CHUNK = 32 << 20  # bytes of weights that go through a pinned buffer at once
-UPLOADERS = 8  # threads that fill pinned buffers: one copies at a fraction of the link
+# Percent of L1 and shared memory that kernels want as the latter, where it matters.
+CARVEOUT: dict[str, int] = {}
 COUNTERS = 1 << 16  # sequences x groups of heads of a step of single tokens; rows of logits
 
 
@@ -88,8 +88,7 @@ class GPU:
         self._flush = cupy.empty(FLUSH, np.uint8)
         self._products: dict[Shape, Product] = {}
         self._tuned = Tuned(tuned, f"{self.name} cublasLt {self.lt.version}")
-        self._pinned = [cupy.cuda.alloc_pinned_memory(CHUNK) for _ in range(2)]
-        self._pool = ThreadPoolExecutor(UPLOADERS, "paddock-upload")
+        self._uploader = Uploader(cupy)
         self._modules: dict[tuple[Any, ...], Any] = {}
         self._functions: dict[tuple[Any, ...], int] = {}
         self.max_blocks = 128
@@ -166,12 +165,8 @@ class GPU:
         to_fp8(self, weight, dtype, values, scales)
         return StoredWeight("f8", values, scales, dtype, weight.shape)
 
-    def upload(self, array: Array, out: Any = None) -> Any:
-        """A copy on the device, through pinned buffers; the source may be memory-mapped.
-
-        The page-locked halves are filled by several threads in turn with the transfers: one thread
-        copies at a fraction of what the link takes.
-        """
+    def upload(self, array: Array, out: Any = None, *, wait: bool = True) -> Any:
+        """A copy on the device, through page-locked buffers; the source may be memory-mapped."""
         cp = self.cupy
         if isinstance(array, cp.ndarray):  # it is there already
             if out is None:
@@ -180,33 +175,16 @@ class GPU:
                 out[...] = array
             return out
         made = self.zeros(array.shape, array.dtype) if out is None else out
+        self.stream.synchronize()  # the copies go by streams of their own
         source = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        events: list[Any] = [None, None]
-        for n, start in enumerate(range(0, source.size, CHUNK)):
-            half = n % 2
-            count = min(CHUNK, source.size - start)
-            if events[half] is not None:
-                events[half].synchronize()
-            pinned = np.frombuffer(self._pinned[half], np.uint8, count)
-            piece = max(1 << 20, -(-count // UPLOADERS))
-            list(
-                self._pool.map(
-                    lambda at, pinned=pinned, start=start, piece=piece, count=count: np.copyto(
-                        pinned[at : at + piece],
-                        source[start + at : start + min(at + piece, count)],
-                    ),
-                    range(0, count, piece),
-                )
-            )
-            cp.cuda.runtime.memcpyAsync(
-                made.data.ptr + start, pinned.ctypes.data, count, 1, self.stream.ptr
-            )
-            events[half] = cp.cuda.Event(disable_timing=True)
-            events[half].record(self.stream)
-        for event in events:
-            if event is not None:
-                event.synchronize()
+        self._uploader.start(source, made.data.ptr)
+        if wait:
+            self._uploader.wait()
         return made
+
+    def arrived(self) -> None:
+        """Wait for what was uploaded without waiting."""
+        self._uploader.wait()
 
     def constant(self, values: tuple[float, ...]) -> Any:
         """The same f32 array whenever it is asked for."""
@@ -256,11 +234,13 @@ class GPU:
         """Blocks as kernels have them: [blocks, heads, block size, size], for one head's tokens to
         lie together; `shape` is [blocks, block size, heads, size]."""
         blocks, block_size, heads, size = shape
-        return self.zeros((blocks, heads, block_size, size), dtype)
+        eighths = dtype.itemsize == 1  # e4m3, which CuPy does not know
+        kind = np.dtype(np.uint8) if eighths else dtype
+        return self.zeros((blocks, heads, block_size, size), kind)
 
     def close(self) -> None:
         self.stream.synchronize()
-        self._pool.shutdown()
+        self._uploader.close()
         self._products.clear()
         if self._ranks is not None:
             self._ranks.close()
@@ -282,6 +262,8 @@ class GPU:
             kernel = self._modules[module_key].get_function(name)
             if source in ("attend", "attend_any", "experts", "few_rows", "one_row"):
                 kernel.max_dynamic_shared_size_bytes = 220 * 1024
+            if source in CARVEOUT:
+                kernel.preferred_shared_memory_carveout = CARVEOUT[source]
             self._functions[key] = kernel.kernel.ptr
         return self._functions[key]
 

@@ -34,7 +34,8 @@ class Sized:
     op: Op
     types: tuple[TensorType, ...]
     weight: StoredWeight | None  # of a product, where it is not dense
-    decodes: bool
+    singles: int
+    """At most so many leading sequences have one token each."""
 
 
 def block_of(size: int) -> int:

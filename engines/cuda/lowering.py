@@ -105,7 +105,8 @@ def _sized(instruction: Instruction) -> Sized:
         TensorType(t.dtype, tuple(a.shape)) if not isinstance(a, StoredWeight) else t
         for t, a in zip(instruction.types, instruction.inputs, strict=True)
     )
-    return Sized(instruction.op, types, stored, instruction.decodes)
+    singles = 0 if instruction.bucket is None else instruction.bucket.singles
+    return Sized(instruction.op, types, stored, singles)
 
 
 def in_few_rows(sized: Sized) -> bool:
@@ -614,6 +615,23 @@ def _sequence_mean(gpu: GPU, i: Instruction) -> None:
     )
 
 
+def _replace_rows(gpu: GPU, i: Instruction) -> None:
+    x, y, rows = i.inputs
+    nbytes = prod(x.shape[1:]) * x.itemsize
+    gpu.launch(
+        gpu.function("elementwise", "replace_rows", TYPE=0),
+        (rows.shape[0],),
+        block_of(nbytes),
+        x,
+        y,
+        rows,
+        i.outputs[0],
+        np.int64(nbytes),
+        np.int64(y.shape[0]),
+        np.int32(i.types[2].dtype is DType.I64),
+    )
+
+
 def _head_linear(gpu: GPU, i: Instruction) -> None:
     assert isinstance(i.op, F.HeadLinear)
     x, weight = i.inputs
@@ -748,6 +766,7 @@ TABLE: Mapping[type[Op], Emit] = {
     F.Receive: _receive,
     F.ReduceScatter: _reduce_scatter,
     F.RelativeAttention: attention,
+    F.ReplaceRows: _replace_rows,
     F.Rotary: _rotary,
     F.RotaryAngles: _rotary_angles,
     F.Route: route,

@@ -93,7 +93,7 @@ class Program:
         types = tuple(_sized_type(t.type, sizes) for t in node.inputs)
         weight = self.constants.get(node.inputs[1]) if len(node.inputs) > 1 else None
         stored = weight if isinstance(weight, StoredWeight) else None
-        return Sized(node.op, types, stored, bucket.decodes)
+        return Sized(node.op, types, stored, bucket.singles)
 
     def _plan(self, bucket: Bucket, table: int) -> tuple[dict[Node, list[int]], int]:
         """For each node the offsets of its results, then of its scratch memory."""

@@ -88,7 +88,8 @@ def real_gated_recurrence(gpu: GPU, i: Instruction) -> None:
         _function(gpu, i, "real_gated_recurrence", 3),
         (ceil(channels / 128), slots.shape[0]),
         128,
-        *(x, gate, rates, state, i.outputs[0], starts, past, slots, np.int32(channels)),
+        *(x, gate, rates, state, i.outputs[0], starts, past, slots),
+        np.int32(channels),
     )
 
 

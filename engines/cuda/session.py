@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from paddock.engines.cuda.buckets import Bucket, Buckets
@@ -26,6 +27,7 @@ SLOTS = 4096
 MAX_ROWS = 1 << 16  # of logits in a step
 IN_FLIGHT = 2
 MAX_SEQUENCES, MAX_TOKENS = 1024, 8192  # of a step
+E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
 
 
 @dataclass
@@ -68,8 +70,9 @@ class CUDASession:
         self._is_last = next(graph.find(Send), None) is None
         self._program = Program(graph, constants)
         self._caches = [op for n in graph.find(CacheBlocks) if isinstance(op := n.op, CacheBlocks)]
+        self._cache_type = E4M3 if options.get("cache_dtype") == "fp8" else None
         self.block_bytes = sum(
-            self.block_size * prod(fixed(op.shape[2:])) * op.dtype.numpy.itemsize
+            self.block_size * prod(fixed(op.shape[2:])) * self._type_of(op).itemsize
             for op in self._caches
         )
         self._states = [op for n in graph.find(StateSlots) if isinstance(op := n.op, StateSlots)]
@@ -100,10 +103,14 @@ class CUDASession:
         self._bound.clear()
         for op in self._caches:
             shape = (blocks, self.block_size, *fixed(op.shape[2:]))
-            self._cache[op.key] = self.device.cache(shape, op.dtype.numpy)
+            self._cache[op.key] = self.device.cache(shape, self._type_of(op))
         for state in self._states:
             shape = (slots, *fixed(state.shape[1:]))
             self._cache[state.key] = self.device.zeros(shape, state.dtype.numpy)
+
+    def _type_of(self, cache: CacheBlocks) -> np.dtype[Any]:
+        """Of keys and values as they are kept."""
+        return cache.dtype.numpy if self._cache_type is None else self._cache_type
 
     @property
     def gpu_memory(self) -> tuple[int, int]:
@@ -178,7 +185,10 @@ class CUDASession:
         if step.source_table is not None:
             heard = step.source_ids if step.source_features is None else step.source_features
             sources = (0 if heard is None else len(heard), len(step.source_table))
-        bucket = self._buckets.bucket(step.sequence_starts, len(step.logit_rows), sources)
+        images = (0, 0)
+        if step.image_patches is not None and step.image_starts is not None:
+            images = (len(step.image_patches), len(step.image_starts) - 1)
+        bucket = self._buckets.bucket(step.sequence_starts, len(step.logit_rows), sources, images)
         longest = int(np.diff(step.block_starts).max())
         if longest > self.device.max_blocks:
             self._forget()

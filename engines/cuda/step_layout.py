@@ -17,7 +17,13 @@ from paddock.graph.tensor import TABLE, Dim
 
 ALIGNMENT = 16  # bytes
 # Padding: sequences of no tokens behind the last one, whose starts are where that one ends.
-_REPEAT_LAST = ("sequence_starts", "block_starts", "source_starts", "source_table_starts")
+_REPEAT_LAST = (
+    "sequence_starts",
+    "block_starts",
+    "source_starts",
+    "source_table_starts",
+    "image_starts",
+)
 
 
 class StepLayout:
@@ -69,7 +75,9 @@ class StepLayout:
                 fill: Any = -1 if name == "slots" else 0
             else:
                 array = getattr(step, name)
-                fill = array[-1] if name in _REPEAT_LAST else 0
+                fill = -1 if name == "image_rows" else 0
+                if name in _REPEAT_LAST:
+                    fill = array[-1]
             count = len(array)
             view[:count] = array
             if name in self._tables:

@@ -37,7 +37,7 @@ def constants(
     for node in graph.nodes:
         if isinstance(node.op, Weight):
             (tensor,) = node.outputs
-            value = _load(node.op, weights, device)
+            value = _load(node.op, weights, device, wait=shrink is not None)
             if tensor not in packed and shrink is not None and all(readers.get(tensor, [False])):
                 smaller = shrink(value, node.op.dtype, node.op.key)
                 value = value if smaller is None else smaller
@@ -45,6 +45,7 @@ def constants(
         elif isinstance(node.op, Fill):
             made[node.outputs[0]] = device.upload(node.op.compute())
         elif isinstance(node.op, Dequantize):
+            device.arrived()
             integers, scales = node.inputs
             shape = fixed(integers.shape)
             rows = prod(shape[:-1])  # of experts: one matrix below the other
@@ -60,23 +61,26 @@ def constants(
                 made[tensor] = device.dense(stored).reshape(shape)
             else:
                 made[tensor] = stored
+    device.arrived()
     return made
 
 
-def _load(op: Weight, weights: WeightSource, device: Device) -> Any:
+def _load(op: Weight, weights: WeightSource, device: Device, *, wait: bool) -> Any:
     if op.dtype is DType.I4:
-        return device.upload(weights.stored(op.key, op.part))
+        return device.upload(weights.stored(op.key, op.part), wait=wait)
     if op.parts and op.dtype.bits >= 8:
         # Part by part: a fused slot may lie in several places of the checkpoint.
         out = device.zeros(tuple(int(n) for n in op.shape if isinstance(n, int)), op.dtype.numpy)
         at = 0
         for part, rows in op.parts:
             array = _checked(weights.part(op.key, part), op, (rows, *op.shape[1:]))
-            device.upload(array, out[at : at + rows])
+            device.upload(array, out[at : at + rows], wait=False)
             at += rows
+        if wait:
+            device.arrived()
         return out
     array = weights.part(op.key, op.part) if op.part else weights.whole(op.key)
-    return device.upload(_checked(array, op, op.shape))
+    return device.upload(_checked(array, op, op.shape), wait=wait)
 
 
 def _checked(array: Any, op: Weight, shape: tuple[Any, ...]) -> Any:

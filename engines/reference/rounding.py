@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 
 from paddock.engines.protocol import Rounding
@@ -59,6 +60,18 @@ class RoundToFloat(Op):
         return x.astype(self.dtype.numpy).astype(x.dtype)
 
 
+@dataclass(frozen=True)
+class RoundToE4M3(Op):
+    """x as if it had been stored in e4m3, of which the largest number is 448."""
+
+    def infer(self, x: TensorType) -> TensorType:
+        return x
+
+    def compute(self, x: Array) -> Array:
+        held = np.clip(x.astype(np.float32), -448, 448).astype(ml_dtypes.float8_e4m3fn)
+        return held.astype(np.float32).astype(x.dtype)
+
+
 def rounded(graph: Graph, rounding: Rounding) -> Graph:
     """`graph`, traced in `rounding.dtype`, with what else the engine rounds.
 
@@ -82,6 +95,8 @@ def rounded(graph: Graph, rounding: Rounding) -> Graph:
 
 def _roundings(node: Node, rounding: Rounding) -> Iterator[tuple[int, Op]]:
     """Which operands of a node are rounded, and how."""
+    if isinstance(node.op, Attention | CrossAttention) and rounding.fp8_cache:
+        yield from ((i, RoundToE4M3()) for i in (1, 2))
     if isinstance(node.op, Attention | CrossAttention) and rounding.cache is not None:
         for i in (1, 2):  # keys, values
             if rounding.cache.is_float:

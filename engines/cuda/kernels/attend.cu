@@ -5,15 +5,22 @@
 //   -DSIZE=n   the size of a head of q, k and v: a multiple of 16, up to 256
 //   -DMODE=0   causal over the cache; 1: within the step's own sequences, whose keys and values are
 //              packed as queries are; 2: over all of a source that lies in the cache (`attend_tiles`)
+//   -DCACHE8=1 keys and values are e4m3: they come to shared memory as they are, and are widened
+//              there before they are used
 //
 // T has 16 bits; a block holds 2^block_bits tokens; caches are [blocks, kv heads, block, SIZE].
 // Rows are (token, query head of one kv head), packed, so that one read of a key serves all the
 // queries that share it.
 
 const int STRIDE = SIZE + 8;  // an odd number of 16 bytes: ldmatrix meets no bank twice
+#if CACHE8
+const int RAW = SIZE + 16;  // of a token as it comes; an odd number of 16 bytes, too, or near it
+#else
+const int RAW = STRIDE;
+#endif
 const float LOG2E = 1.4426950408889634f;
 
-__device__ __forceinline__ void copy16(T* to, const T* from, bool there) {
+__device__ __forceinline__ void copy16(void* to, const void* from, bool there) {
   u32 at = (u32)__cvta_generic_to_shared(to);
   int bytes = there ? 16 : 0;  // what is not read becomes zeros
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(bytes));
@@ -53,23 +60,49 @@ __device__ __forceinline__ u32 pack(float low, float high) {
 // `count` tokens from `first` on of one kv head into shared memory; from `end` on, zeros.
 template <int COUNT>
 __device__ __forceinline__ void load_tokens(
-    T* to, const T* cache, const int* blocks, int first, int end, int kv, int kv_heads,
+    C* to, const C* cache, const int* blocks, int first, int end, int kv, int kv_heads,
     int block_bits, int lane, int lanes) {
-  const int pieces = SIZE / 8;
+  const int PER = 16 / sizeof(C), pieces = SIZE / PER;
   for (int i = lane; i < COUNT * pieces; i += lanes) {
     int row = i / pieces, piece = i - row * pieces, token = first + row;
     bool there = token < end;
 #if MODE == 1
-    const T* from = cache + ((i64)token * kv_heads + kv) * SIZE + piece * 8;
+    const C* from = cache + ((i64)token * kv_heads + kv) * SIZE + piece * PER;
 #else
     int block = there ? blocks[token >> block_bits] : 0;
     int inside = token & ((1 << block_bits) - 1);
-    const T* from =
-        cache + (((((i64)block * kv_heads + kv) << block_bits) + inside) * SIZE + piece * 8);
+    const C* from =
+        cache + (((((i64)block * kv_heads + kv) << block_bits) + inside) * SIZE + piece * PER);
 #endif
-    copy16(to + row * STRIDE + piece * 8, there ? from : cache, there);
+    copy16(to + row * RAW + piece * PER, there ? from : cache, there);
   }
 }
+
+#if CACHE8
+// `COUNT` tokens that came as e4m3, as T.
+template <int COUNT>
+__device__ __forceinline__ void widen_tokens(T* to, const C* from, int lane, int lanes) {
+  for (int i = lane; i < COUNT * (SIZE / 16); i += lanes) {
+    int row = i / (SIZE / 16), piece = i - row * (SIZE / 16);
+    uint4 v = *(const uint4*)(from + row * RAW + piece * 16), out[2];
+    const unsigned short* two = (const unsigned short*)&v;
+    u32* pairs = (u32*)out;
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+      __half2_raw h = __nv_cvt_fp8x2_to_halfraw2(two[j], __NV_E4M3);
+#if TYPE == 1
+      pairs[j] = *(u32*)&h;
+#else
+      float2 f = __half22float2(*(__half2*)&h);
+      pairs[j] = pack(f.x, f.y);
+#endif
+    }
+    uint4* at = (uint4*)(to + row * STRIDE + piece * 16);
+    at[0] = out[0];
+    at[1] = out[1];
+  }
+}
+#endif
 
 // Scores of 16 rows against NT x 8 tokens -> weights, with the running maximum and sum of two rows.
 // The scores' first token is `first`; rows see tokens in (position - window, limit].
@@ -163,14 +196,19 @@ __device__ __forceinline__ void attend_tokens(
 // come 64 tokens at a time, the next ones while these are used. `lengths` are those of the past, none,
 // or those of the sources; `sinks` [heads], scores of a key whose value is 0, may be null.
 extern "C" __global__ void __launch_bounds__(128) attend_tiles(
-    const T* q, const T* key_cache, const T* value_cache, T* z, const int* sequence_starts,
+    const T* q, const C* key_cache, const C* value_cache, T* z, const int* sequence_starts,
     const int* lengths, const int* block_table, const int* block_starts, int sequences, int heads,
     int kv_heads, int block_bits, float scale, int window, int ahead, float soft_cap,
-    const T* sinks) {
+    const T* sinks, int singles) {
   extern __shared__ uint4 shared[];
   T* queries = (T*)shared;
-  T* keys = queries + 64 * STRIDE;
-  T* values = keys + 2 * 64 * STRIDE;
+#if CACHE8
+  T *wide_keys = queries + 64 * STRIDE, *wide_values = wide_keys + 64 * STRIDE;
+  C* keys = (C*)(wide_values + 64 * STRIDE);
+#else
+  C* keys = queries + 64 * STRIDE;
+#endif
+  C* values = keys + 2 * 64 * RAW;
   let_next_begin();
   wait_for_previous();
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, kv = blockIdx.y;
@@ -181,6 +219,8 @@ extern "C" __global__ void __launch_bounds__(128) attend_tiles(
     int mine = base + lane, tiles = 0;
     if (mine < sequences)
       tiles = ((sequence_starts[mine + 1] - sequence_starts[mine]) * sharing + 63) / 64;
+    if (mine < singles && sequence_starts[mine] == mine && sequence_starts[mine + 1] == mine + 1)
+      tiles = 0;  // `attend_singles` has it
     int upto = tiles;
 #pragma unroll
     for (int o = 1; o < 32; o <<= 1) {
@@ -239,8 +279,8 @@ extern "C" __global__ void __launch_bounds__(128) attend_tiles(
 
   for (int at = start, stage = 0; at < end; at += 64, stage ^= 1) {
     if (at + 64 < end) {
-      T* k = keys + (stage ^ 1) * 64 * STRIDE;
-      T* v = values + (stage ^ 1) * 64 * STRIDE;
+      C* k = keys + (stage ^ 1) * 64 * RAW;
+      C* v = values + (stage ^ 1) * 64 * RAW;
       load_tokens<64>(k, key_cache, blocks, at + 64, end, kv, kv_heads, block_bits, threadIdx.x, 128);
       load_tokens<64>(v, value_cache, blocks, at + 64, end, kv, kv_heads, block_bits, threadIdx.x, 128);
       commit();
@@ -250,8 +290,15 @@ extern "C" __global__ void __launch_bounds__(128) attend_tiles(
     }
     __syncthreads();
     bool mask = at + 63 > sure || window > 0;
-    attend_tokens<64>(queries + warp * 16 * STRIDE, keys + stage * 64 * STRIDE,
-                      values + stage * 64 * STRIDE, o, peak, total, at, position, limit, scale,
+#if CACHE8
+    widen_tokens<64>(wide_keys, keys + stage * 64 * RAW, threadIdx.x, 128);
+    widen_tokens<64>(wide_values, values + stage * 64 * RAW, threadIdx.x, 128);
+    __syncthreads();
+    const T *k_now = wide_keys, *v_now = wide_values;
+#else
+    const T *k_now = keys + stage * 64 * RAW, *v_now = values + stage * 64 * RAW;
+#endif
+    attend_tokens<64>(queries + warp * 16 * STRIDE, k_now, v_now, o, peak, total, at, position, limit, scale,
                       window, soft_cap, mask, lane);
     __syncthreads();
   }
@@ -276,10 +323,11 @@ extern "C" __global__ void __launch_bounds__(128) attend_tiles(
 // query heads, blockIdx.z a share of the tokens. Each of the 4 warps goes over every fourth 16 tokens
 // of the share, STAGES of them under way, and waits for nobody but itself; then the warps' sums are
 // joined. Of several shares, the block that ends last joins all (`counters` are 0 before and after).
+// In a step of others, too, only the leading sequences of one token are taken: `attend_tiles` knows.
 const int STAGES = SIZE > 128 ? 2 : 3;
 
 extern "C" __global__ void __launch_bounds__(128) attend_singles(
-    const T* q, const T* key_cache, const T* value_cache, T* z, float* partial, float* partial_sums,
+    const T* q, const C* key_cache, const C* value_cache, T* z, float* partial, float* partial_sums,
     int* counters, const int* sequence_starts, const int* past_lengths, const int* block_table,
     const int* block_starts, int heads, int kv_heads, int block_bits, float scale, int window,
     float soft_cap, const T* sinks) {
@@ -288,7 +336,12 @@ extern "C" __global__ void __launch_bounds__(128) attend_singles(
   __shared__ int is_last;
   T* queries = (T*)shared;
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, s = blockIdx.x;
-  T* keys = queries + 16 * STRIDE + warp * STAGES * 2 * 16 * STRIDE;
+#if CACHE8
+  T* wide_keys = queries + 16 * STRIDE + warp * 2 * 16 * STRIDE;
+  C* keys = (C*)(queries + (16 + 4 * 2 * 16) * STRIDE) + warp * STAGES * 2 * 16 * RAW;
+#else
+  C* keys = queries + 16 * STRIDE + warp * STAGES * 2 * 16 * RAW;
+#endif
   const int sharing = heads / kv_heads, tiles = (sharing + 15) / 16;
   const int kv = blockIdx.y / tiles, first_head = kv * sharing + blockIdx.y % tiles * 16;
   const int rows = min(16, (kv + 1) * sharing - first_head);
@@ -303,7 +356,7 @@ extern "C" __global__ void __launch_bounds__(128) attend_singles(
   // Shares are whole numbers of 64 tokens; how many are not empty follows from the length alone.
   int share = ((length - start + splits - 1) / splits + 63) & ~63;
   const int shares = (length - start + share - 1) / share;
-  if (sequence_starts[s + 1] == t || split >= shares) {  // padding, or nothing left
+  if (t != s || sequence_starts[s + 1] != t + 1 || split >= shares) {  // not ours, or nothing left
     wait_for_previous();
     return;
   }
@@ -316,9 +369,9 @@ extern "C" __global__ void __launch_bounds__(128) attend_singles(
     const int at = begin + 64 * i;
     late[i] = at < end && at + 16 > at_position;
     if (at < end && !late[i]) {
-      T* k = keys + i * 2 * 16 * STRIDE;
+      C* k = keys + i * 2 * 16 * RAW;
       load_tokens<16>(k, key_cache, blocks, at, end, kv, kv_heads, block_bits, lane, 32);
-      load_tokens<16>(k + 16 * STRIDE, value_cache, blocks, at, end, kv, kv_heads, block_bits, lane,
+      load_tokens<16>(k + 16 * RAW, value_cache, blocks, at, end, kv, kv_heads, block_bits, lane,
                       32);
     }
   }
@@ -332,9 +385,9 @@ extern "C" __global__ void __launch_bounds__(128) attend_singles(
 #pragma unroll
   for (int i = 0; i < STAGES - 1; i++) {
     if (late[i]) {
-      T* k = keys + i * 2 * 16 * STRIDE;
+      C* k = keys + i * 2 * 16 * RAW;
       load_tokens<16>(k, key_cache, blocks, begin + 64 * i, end, kv, kv_heads, block_bits, lane, 32);
-      load_tokens<16>(k + 16 * STRIDE, value_cache, blocks, begin + 64 * i, end, kv, kv_heads,
+      load_tokens<16>(k + 16 * RAW, value_cache, blocks, begin + 64 * i, end, kv, kv_heads,
                       block_bits, lane, 32);
     }
   }
@@ -350,15 +403,23 @@ extern "C" __global__ void __launch_bounds__(128) attend_singles(
   for (int at = begin; at < end; at += 64) {
     int next = at + 64 * (STAGES - 1), next_stage = (stage + STAGES - 1) % STAGES;
     if (next < end) {
-      T* k = keys + next_stage * 2 * 16 * STRIDE;
+      C* k = keys + next_stage * 2 * 16 * RAW;
       load_tokens<16>(k, key_cache, blocks, next, end, kv, kv_heads, block_bits, lane, 32);
-      load_tokens<16>(k + 16 * STRIDE, value_cache, blocks, next, end, kv, kv_heads, block_bits,
+      load_tokens<16>(k + 16 * RAW, value_cache, blocks, next, end, kv, kv_heads, block_bits,
                       lane, 32);
     }
     commit();
     if (at > begin) arrived<STAGES - 1>();  // the first stages arrived before the loop
     __syncwarp();
-    const T* k = keys + stage * 2 * 16 * STRIDE;
+#if CACHE8
+    const C* raw = keys + stage * 2 * 16 * RAW;
+    widen_tokens<16>(wide_keys, raw, lane, 32);
+    widen_tokens<16>(wide_keys + 16 * STRIDE, raw + 16 * RAW, lane, 32);
+    __syncwarp();
+    const T* k = wide_keys;
+#else
+    const T* k = keys + stage * 2 * 16 * RAW;
+#endif
     attend_tokens<16>(queries, k, k + 16 * STRIDE, o, peak, total, at, position, position, scale,
                       window, soft_cap, at + 16 > end || window > 0, lane);
     __syncwarp();

@@ -12,7 +12,7 @@
 // `buckets` [2 reach + 1] holds from -reach on.
 
 extern "C" __global__ void __launch_bounds__(128) attend_any(
-    const T* q, const T* keys, const T* values, T* z, const int* sequence_starts,
+    const T* q, const C* keys, const C* values, T* z, const int* sequence_starts,
     const int* lengths, const int* block_table, const int* block_starts, int sequences, int heads,
     int kv_heads, int size, int value_size, int block_size, float scale, int window, float soft_cap,
     const float* slopes, const T* sinks, const T* biases, const int* buckets, int reach) {
@@ -56,7 +56,7 @@ extern "C" __global__ void __launch_bounds__(128) attend_any(
     int j = from + threadIdx.x;
     float score = -INFINITY;
     if (j < end) {
-      const T* key = keys + row(j) * size;
+      const C* key = keys + row(j) * size;
       score = 0.f;
       for (int i = 0; i < size; i++) score += held[i] * wide(key[i]);
       score *= scale;

@@ -19,6 +19,13 @@ typedef __nv_bfloat16 T;
 
 typedef unsigned int u32;
 typedef unsigned char u8;
+
+// The element type of cached keys and values: T, or, with -DCACHE8=1, e4m3 without a scale.
+#if CACHE8
+typedef __nv_fp8_e4m3 C;
+#else
+typedef T C;
+#endif
 typedef signed char i8;
 typedef long long i64;
 
@@ -28,7 +35,12 @@ __device__ __forceinline__ float wide(__nv_bfloat16 x) { return __bfloat162float
 __device__ __forceinline__ float wide(i64 x) { return (float)x; }
 __device__ __forceinline__ float wide(int x) { return (float)x; }
 
+__device__ __forceinline__ float wide(__nv_fp8_e4m3 x) { return (float)x; }
+
 template <typename To> __device__ __forceinline__ To narrow(float x);
+template <> __device__ __forceinline__ __nv_fp8_e4m3 narrow<__nv_fp8_e4m3>(float x) {
+  return __nv_fp8_e4m3(x);  // what is beyond 448 becomes 448
+}
 template <> __device__ __forceinline__ float narrow<float>(float x) { return x; }
 template <> __device__ __forceinline__ __half narrow<__half>(float x) { return __float2half_rn(x); }
 template <> __device__ __forceinline__ __nv_bfloat16 narrow<__nv_bfloat16>(float x) {

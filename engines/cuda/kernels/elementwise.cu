@@ -112,6 +112,20 @@ extern "C" __global__ void gather(
   }
 }
 
+// z[i] = y[rows[i]] where there is such a row of y, else x[i]; rows of `size` bytes, a multiple of 2.
+// One block a row.
+extern "C" __global__ void replace_rows(
+    const u8* x, const u8* y, const void* rows, u8* z, i64 size, i64 count, int wide_rows) {
+  let_next_begin();
+  wait_for_previous();
+  const i64 i = blockIdx.x;
+  const i64 row = wide_rows ? ((const i64*)rows)[i] : (i64)((const int*)rows)[i];
+  const unsigned short* from =
+      (const unsigned short*)(row >= 0 && row < count ? y + row * size : x + i * size);
+  unsigned short* to = (unsigned short*)(z + i * size);
+  for (i64 j = threadIdx.x; j < size / 2; j += blockDim.x) to[j] = from[j];
+}
+
 // f32 tables [tokens, 2 x pairs]: cosines and sines of position x frequency, halves alike.
 extern "C" __global__ void rotary_angles(
     const void* positions, const float* frequencies, float* cosines, float* sines, int tokens,

@@ -102,28 +102,28 @@ extern "C" __global__ void __launch_bounds__(128) selective_scan(
     if (lane + 32 * j < n) kept[lane + 32 * j] = narrow<S>(held[j]);
 }
 
-// h_t = a_t h_(t-1) + sqrt(1 - a_t^2) x_t, a_t = exp(gate_t rate), and the first x of a sequence without a
-// past whole: a thread a sequence (blockIdx.y) and channel, tokens one after the other.
-extern "C" __global__ void real_gated_recurrence(
+// h_t = a_t h_(t-1) + sqrt(1 - a_t^2) x_t, a_t = exp(gate_t rate); the first x of a sequence without a
+// past counts whole. A thread a sequence (blockIdx.y) and channel.
+extern "C" __global__ void __launch_bounds__(128) real_gated_recurrence(
     const T* x, const T* gate, const T* rates, S* state, T* y, const int* sequence_starts,
     const int* past_lengths, const int* sequence_slots, int channels) {
   let_next_begin();
   wait_for_previous();
-  const int s = blockIdx.y, c = blockIdx.x * blockDim.x + threadIdx.x;
+  const int s = blockIdx.y, c = blockIdx.x * 128 + threadIdx.x;
   const int begin = sequence_starts[s], end = sequence_starts[s + 1];
   if (c >= channels || begin == end) return;
   S* kept = state + (i64)sequence_slots[s] * channels + c;
-  const bool continues = past_lengths[s];
+  const bool fresh = past_lengths[s] == 0;
   const float rate = wide(rates[c]);
-  float held = continues ? wide(*kept) : 0.f;
+  float h = fresh ? 0.f : wide(*kept);
   for (int t = begin; t < end; t++) {
-    const i64 at = (i64)t * channels + c;
-    const float z = rate * wide(gate[at]);
-    const float share = t > begin || continues ? sqrtf(-expm1f(2.f * z)) : 1.f;
-    held = expf(z) * held + share * wide(x[at]);
-    y[at] = narrow<T>(held);
+    const float exponent = wide(gate[(i64)t * channels + c]) * rate;
+    const float value = wide(x[(i64)t * channels + c]);
+    const float added = fresh && t == begin ? 1.f : sqrtf(-expm1f(2.f * exponent));
+    h = expf(exponent) * h + added * value;
+    y[(i64)t * channels + c] = narrow<T>(h);
   }
-  *kept = narrow<S>(held);
+  *kept = narrow<S>(h);
 }
 
 // S = exp(g_t) S_(t-1); S_t = S + b_t (v_t - S k_t) k_t^T; y_t = S_t q_t / sqrt(key size): a warp a sequence

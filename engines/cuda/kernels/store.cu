@@ -5,8 +5,8 @@
 // elements apart, so that the three may lie side by side in one row of a fused projection. q may be
 // null: then only keys and values are stored, as they are. So may `past_lengths`: nothing is past.
 
-__device__ __forceinline__ void head_row(
-    const T* x, T* z, float* held, int size, const T* norm, float eps, const float* cosines,
+template <typename Z> __device__ __forceinline__ void head_row(
+    const T* x, Z* z, float* held, int size, const T* norm, float eps, const float* cosines,
     const float* sines, int rotated, int interleaved, int lane) {
   float squares = 0.f;
   for (int i = lane; i < size; i += 32) {
@@ -31,7 +31,7 @@ __device__ __forceinline__ void head_row(
       float c = cosines[pair], s = sines[pair];
       y = first ? y * c - other * s : y * c + other * s;
     }
-    z[i] = narrow<T>(y);
+    z[i] = narrow<Z>(wide(narrow<T>(y)));
   }
 }
 
@@ -40,8 +40,8 @@ __device__ __forceinline__ void head_row(
 #ifdef SIZE
 extern "C" __global__ void __launch_bounds__(256) store_fast(
     const T* q, const T* k, const T* v, i64 q_stride, i64 k_stride, i64 v_stride, const T* q_norm,
-    const T* k_norm, float eps, const float* cosines, const float* sines, T* z, T* key_cache,
-    T* value_cache, const int* sequence_starts, const int* past_lengths, const int* block_table,
+    const T* k_norm, float eps, const float* cosines, const float* sines, T* z, C* key_cache,
+    C* value_cache, const int* sequence_starts, const int* past_lengths, const int* block_table,
     const int* block_starts, int sequences, int heads, int kv_heads, int tokens, int block_bits) {
   const int LANES = SIZE / 8;
   let_next_begin();
@@ -104,8 +104,16 @@ extern "C" __global__ void __launch_bounds__(256) store_fast(
     int position = (past_lengths ? past_lengths[s] : 0) + t - sequence_starts[s];
     i64 block = block_table[block_starts[s] + (position >> block_bits)];
     int inside = position & ((1 << block_bits) - 1);
-    T* cache = is_value ? value_cache : key_cache;
-    ((uint4*)(cache + (((block * kv_heads + kv) << block_bits) + inside) * SIZE))[lane] = out;
+    C* to = (is_value ? value_cache : key_cache) +
+            (((block * kv_heads + kv) << block_bits) + inside) * SIZE;
+#if CACHE8
+    C eighths[8];
+#pragma unroll
+    for (int j = 0; j < 8; j++) eighths[j] = narrow<C>(wide(result[j]));
+    ((uint2*)to)[lane] = *(const uint2*)eighths;
+#else
+    ((uint4*)to)[lane] = out;
+#endif
   }
 }
 #endif
@@ -113,7 +121,7 @@ extern "C" __global__ void __launch_bounds__(256) store_fast(
 extern "C" __global__ void __launch_bounds__(256) store(
     const T* q, const T* k, const T* v, i64 q_stride, i64 k_stride, i64 v_stride, const T* q_norm,
     const T* k_norm, float eps, const float* cosines, const float* sines, int rotated,
-    int interleaved, T* z, T* key_cache, T* value_cache, const int* sequence_starts,
+    int interleaved, T* z, C* key_cache, C* value_cache, const int* sequence_starts,
     const int* past_lengths, const int* block_table, const int* block_starts, int sequences,
     int heads, int kv_heads, int size, int value_size, int block_size) {
   extern __shared__ float room[];
@@ -134,12 +142,12 @@ extern "C" __global__ void __launch_bounds__(256) store(
     i64 block = block_table[block_starts[s] + position / block_size];
     int inside = position % block_size, kv = head - queries;
     if (kv < kv_heads) {
-      T* to = key_cache + ((block * kv_heads + kv) * block_size + inside) * size;
+      C* to = key_cache + ((block * kv_heads + kv) * block_size + inside) * size;
       head_row(k + t * k_stride + kv * size, to, held, size, k_norm, eps, cos_row, sin_row, rotated,
                interleaved, lane);
     } else {
       kv -= kv_heads;
-      T* to = value_cache + ((block * kv_heads + kv) * block_size + inside) * value_size;
+      C* to = value_cache + ((block * kv_heads + kv) * block_size + inside) * value_size;
       head_row(v + t * v_stride + kv * value_size, to, held, value_size, nullptr, eps, nullptr,
                nullptr, 0, 0, lane);
     }

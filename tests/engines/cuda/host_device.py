@@ -55,7 +55,10 @@ class HostDevice:
             raise MemoryError(f"{made.nbytes} bytes")
         return made
 
-    def upload(self, array: Array, out: Array | None = None) -> Array:
+    def arrived(self) -> None:
+        """Uploads are done at once."""
+
+    def upload(self, array: Array, out: Array | None = None, *, wait: bool = True) -> Array:
         if out is None:
             return np.array(array)
         out[...] = array

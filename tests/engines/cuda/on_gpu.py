@@ -11,6 +11,7 @@ from paddock.engines.cuda.device import Instruction, StoredWeight
 from paddock.engines.cuda.gpu import GPU
 from paddock.engines.cuda.launching import Sized
 from paddock.engines.cuda.lowering import scratch
+from paddock.engines.cuda.session import E4M3
 from paddock.graph import Array, DType, Op
 from paddock.graph.tensor import TensorType, fixed
 
@@ -34,8 +35,12 @@ def computed(
 
     `stored` takes the place of operand 1. What is to be written is filled with NaN first.
     """
-    types = tuple(type_of(x) for x in inputs)
-    decodes = bucket is not None and bucket.decodes
+    # A cache may be in e4m3; in the graph it has the type of what is written there.
+    types = tuple(
+        TensorType(type_of(inputs[0]).dtype, x.shape) if x.dtype == E4M3 else type_of(x)
+        for x in inputs
+    )
+    singles = 0 if bucket is None else bucket.singles
     result = op.infer(*types)
     results = result if isinstance(result, tuple) else (result,)
     values: list[Any] = []
@@ -43,19 +48,22 @@ def computed(
         if i in caches:
             held = gpu.cache(x.shape, x.dtype)
             with gpu.stream:
-                held[...] = gpu.upload(np.ascontiguousarray(x.transpose(0, 2, 1, 3)))
+                bits = np.uint8 if x.dtype == E4M3 else x.dtype
+                held[...] = gpu.upload(np.ascontiguousarray(x.view(bits).transpose(0, 2, 1, 3)))
             values.append(held)
         else:
             values.append(gpu.upload(x))
     if stored is not None:
         values[1] = stored
     outputs = [_poisoned(gpu, fixed(t.shape), t.dtype.numpy) for t in results]
-    rooms = [_poisoned(gpu, *room) for room in scratch(Sized(op, types, stored, decodes))]
+    rooms = [_poisoned(gpu, *room) for room in scratch(Sized(op, types, stored, singles))]
     with gpu.stream:
         gpu.execute([Instruction(op, types, values, outputs, rooms, bucket=bucket)])
         gpu.stream.synchronize()
         made = [gpu.cupy.asnumpy(x) for x in outputs]
-        made += [gpu.cupy.asnumpy(values[i]).transpose(0, 2, 1, 3) for i in caches]
+        made += [
+            gpu.cupy.asnumpy(values[i]).transpose(0, 2, 1, 3).view(inputs[i].dtype) for i in caches
+        ]
         made += [gpu.cupy.asnumpy(values[i]) for i in states]
     return made
 

@@ -29,7 +29,7 @@ from paddock.graph.tensor import BLOCK_SIZE, BLOCKS, SLOTS, TensorType, fixed
 _NUMBERS = {"int": np.int32, "i64": np.int64, "float": np.float32}
 _POINTERS = {"int": "int32", "i64": "int64", "float": "float32", "double": "float64"}
 _ELEMENTS = ("float32", "float16", "bfloat16")  # by TYPE, WEIGHT and STATE
-_DEFINED = {"T": "TYPE", "W": "WEIGHT", "S": "STATE"}
+_DEFINED = {"T": "TYPE", "W": "WEIGHT", "S": "STATE", "C": "TYPE"}
 SHARED = 227 << 10  # bytes of a block on Hopper
 Variant = tuple[str, tuple[tuple[str, int], ...]]
 
@@ -91,6 +91,8 @@ class LaunchRecorder:
                 assert type(given) is _NUMBERS[kind], f"{where}: {type(given)}"
             elif given is None or isinstance(given, int):
                 assert given != 0, where
+            elif kind == "C" and defines.get("CACHE8"):
+                assert given.dtype.itemsize == 1, f"{where} e4m3: {given.dtype}"
             elif kind in _DEFINED:
                 element = _ELEMENTS[defines[_DEFINED[kind]]]
                 assert given.dtype.name == element, f"{where} {element}: {given.dtype}"
@@ -122,7 +124,9 @@ class LaunchRecorder:
         self.launches.append("clear")
 
 
-def record(graph: Graph, bucket: Bucket, *, block_size: int = 16) -> LaunchRecorder:
+def record(
+    graph: Graph, bucket: Bucket, *, block_size: int = 16, cache8: bool = False
+) -> LaunchRecorder:
     """Every op of a built graph lowered for a step of this size."""
     sizes = bucket.sizes(table=64) | {BLOCKS: 32, BLOCK_SIZE: block_size, SLOTS: bucket.sequences}
     recorder = LaunchRecorder()
@@ -137,10 +141,11 @@ def record(graph: Graph, bucket: Bucket, *, block_size: int = 16) -> LaunchRecor
             shape = fixed(kind.shape)
             if isinstance(node.op, CacheBlocks):  # kernels have a head's tokens together
                 shape = (shape[0], shape[2], shape[1], shape[3])
-            values[tensor] = Placed(shape, kind.dtype.numpy)
+            eighths = cache8 and isinstance(node.op, CacheBlocks)
+            values[tensor] = Placed(shape, np.dtype(np.uint8) if eighths else kind.dtype.numpy)
         if isinstance(node.op, CONSTANT):
             continue
-        rooms = scratch(Sized(node.op, tuple(inputs), None, bucket.decodes))
+        rooms = scratch(Sized(node.op, tuple(inputs), None, bucket.singles))
         one = Instruction(
             node.op,
             tuple(t.type for t in node.inputs),

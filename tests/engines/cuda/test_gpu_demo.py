@@ -59,7 +59,7 @@ def test_greedy_text_in_bf16_parts_late_if_at_all(home: Path) -> None:
     params = SamplingParams(max_tokens=48, temperature=0)
     exact = texts("cuda", params, "dtype=f32")
     assert agreement(texts("cuda", params, "dtype=bf16"), exact) > 0.5
-    assert agreement(texts("cuda", params, "dtype=bf16", "+engine.precision=fp8"), exact) > 0.1
+    assert agreement(texts("cuda", params, "dtype=bf16", "engine.precision=fp8"), exact) > 0.1
 
 
 def test_drawn_text_is_the_reference_engines_for_the_same_seed(home: Path) -> None:

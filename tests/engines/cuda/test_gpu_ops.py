@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -295,6 +296,29 @@ def compare_attention(
         assert worst(f, w) < NEAR[dtype]
 
 
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("shape", [(4, 2, 16), (8, 2, 64), (32, 8, 128), (2, 1, 256), (4, 4, 40)])
+def test_attention_over_e4m3(
+    gpu: GPU, dtype: DType, step: str, shape: tuple[int, int, int]
+) -> None:
+    """Keys and values are rounded to e4m3 when they are stored; nothing else is."""
+    heads, kv_heads, size = shape
+    block_size = 64 if size == 128 else 16
+    arrays, tokens, blocks = attention_step(step, block_size)
+    caches = [
+        draw(i, blocks, block_size, kv_heads, size).astype(ml_dtypes.float8_e4m3fn) for i in (6, 7)
+    ]
+    bucket = exact_bucket(arrays[0])
+    q = draw(1, tokens, heads, size, dtype=dtype)
+    k, v = (draw(i, tokens, kv_heads, size, dtype=dtype) for i in (2, 3))
+    for window in (None, 17):
+        op = F.Attention(size**-0.5, window)
+        compare_attention(gpu, op, [q, k, v], caches, arrays, dtype, bucket)
+    qkv = np.concatenate([x.reshape(tokens, -1) for x in (q, k, v)], axis=1)
+    fused = ProjectedAttention(heads, kv_heads, size, size, size**-0.5)
+    compare_attention(gpu, fused, [qkv], caches, arrays, dtype, bucket)
+
+
 @pytest.mark.parametrize("step", ["decode", "mixed", "long"])
 @pytest.mark.parametrize("shape", [(4, 2, 16), (64, 8, 64), (8, 8, 96), (16, 1, 576)], ids=str)
 @pytest.mark.parametrize("rule", ["sinks", "biases", "latent"])
@@ -480,6 +504,22 @@ def test_scans(gpu: GPU, sizes: tuple[int, int, int, int, bool]) -> None:
     compare_states(gpu, F.SelectiveScan(), front, draw(7, 7, heads, size, n), DType.F32)
 
 
+@pytest.mark.parametrize("channels", [5, 300])
+def test_real_gated_recurrences(gpu: GPU, dtype: DType, channels: int) -> None:
+    _, tokens = state_step()
+    x, rates = draw(1, tokens, channels, dtype=dtype), -np.abs(draw(3, channels, dtype=dtype))
+    gate = np.random.default_rng(2).random((tokens, channels)).astype(dtype.numpy)
+    state = draw(4, 7, channels, 1, 1, dtype=dtype)
+    compare_states(gpu, F.RealGatedRecurrence(), [x, gate, rates], state, dtype)
+
+
+def test_rows_of_another(gpu: GPU, dtype: DType) -> None:
+    x, y = draw(1, 6, 5, dtype=dtype), draw(2, 4, 5, dtype=dtype)
+    rows = np.array([-1, 3, 0, -1, 2, 2], np.int64)
+    check(gpu, F.ReplaceRows(), [x, y, rows], dtype)
+    check(gpu, F.ReplaceRows(), [x, y[:0], np.full(6, -1, np.int32)], dtype)
+
+
 @pytest.mark.parametrize("sizes", [(4, 32, 2, 16), (8, 128, 4, 128)])
 def test_delta_rules(gpu: GPU, sizes: tuple[int, int, int, int]) -> None:
     heads, value_size, key_heads, key_size = sizes
@@ -542,4 +582,7 @@ def test_a_row_without_numbers_yields_none(gpu: GPU) -> None:
 
 def test_every_op_of_the_table_is_compared() -> None:
     collectives = {op for op in TABLE if issubclass(op, F.Collective)}  # with several GPUs alone
+    # What a run by names, or of several processes, leaves out is not missing.
+    if F.Rotary not in SEEN:
+        pytest.skip("not all of these tests ran in this process")
     assert set(TABLE) - SEEN == collectives

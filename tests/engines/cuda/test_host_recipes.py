@@ -42,6 +42,13 @@ def test_ranks_write_what_one_writes_and_run_ahead() -> None:
 
 
 @pytest.mark.usefixtures("home")
+def test_a_cache_of_e4m3() -> None:
+    """The check of its build allows what the rounding of keys and values makes."""
+    found, _ = texts(*DOUBLE, *SMALL, "engine.cache_dtype=fp8")
+    assert all(len(ids) == 6 for ids in found)
+
+
+@pytest.mark.usefixtures("home")
 def test_stages_write_what_one_writes() -> None:
     expected, _ = texts("engine=reference", "dtype=f32")
     assert texts(*DOUBLE, *SMALL, "mesh.pp=2") == (expected, False)

@@ -85,6 +85,15 @@ def test_what_the_passes_leave(name: str) -> None:
     assert alone <= {F.Gather, F.RotaryAngles}
 
 
+def test_a_cache_of_e4m3_takes_a_quarter_and_is_a_little_off() -> None:
+    exact, session = opened("llama"), opened("llama", cache_dtype="fp8")
+    assert session.block_bytes * 4 == exact.block_bytes  # beside f32
+    lengths = [len(ids) for ids in case("llama").sequences]
+    found = play(session, case("llama").sequences, together(lengths), np.random.default_rng(1))
+    assert 1e-4 < relative_error(found, golden("llama")) < 0.1
+    session.close()
+
+
 def test_tokens_feed_back_on_the_device() -> None:
     """Steps launched ahead, with tokens that the host does not know, choose the same ones."""
     session = opened("llama")

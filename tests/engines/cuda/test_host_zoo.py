@@ -21,6 +21,7 @@ from tests.models.encoder_cases import NAMES as ENCODERS
 from tests.models.encoder_cases import EncoderCase
 from tests.models.encoder_decoder_cases import NAMES as OF_TWO
 from tests.models.encoder_decoder_cases import EncoderDecoderCase
+from tests.models.parity_cases import case
 
 needs_transformers = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("torch", "transformers")),
@@ -86,6 +87,18 @@ def launched(config: Config, dtype: DType, steps: tuple[Bucket, ...]) -> set[str
 )
 def test_decoders_kernels_are_given_what_they_declare(family: str, dtype: DType) -> None:
     assert "gather" in launched(FAMILIES[family](Draw(family, 0, divisible=False)), dtype, STEPS)
+
+
+@pytest.mark.parametrize("size", [16, 64, 128])
+def test_a_cache_of_e4m3_reaches_its_kernels(size: int) -> None:
+    config = case("qwen3").config | {"head_dim": size}
+    traced = trace(registry.read(config).build(), max_context=64, dtype=DType.BF16)
+    graph = cuda.build(traced, {}).graph
+    for step in STEPS:
+        recorder = record(graph, step, cache8=True)
+        of_attention = [d for s, d in recorder.variants if s in ("attend", "attend_any", "store")]
+        assert of_attention
+        assert all(("CACHE8", 1) in defines for defines in of_attention)
 
 
 @pytest.mark.parametrize("dtype", [DType.F32, DType.BF16], ids=str)
