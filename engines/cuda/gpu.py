@@ -23,8 +23,10 @@ from paddock.graph.ops import Communicator
 KERNELS = Path(__file__).resolve().parent / "kernels"
 WORKSPACE = 64 << 20  # of cuBLASLt: what NVIDIA advises for Hopper is 32 MiB
 FLUSH = 128 << 20  # more than the cache of any GPU, written before an algorithm is timed
-# Percent of L1 and shared memory that kernels want as the latter, where it matters.
-CARVEOUT: dict[str, int] = {}
+# Percent of L1 and shared memory together that a kernel wants as the latter. What is read passes
+# through the rest: where one kernel takes nearly all, the one behind it has little on its way while
+# they overlap. Measured on an H200: 3 % of a step of one sequence of 1024, -2 % at 8000.
+CARVEOUT = {"attend_singles": 50}
 COUNTERS = 1 << 16  # sequences x groups of heads of a step of single tokens; rows of logits
 
 
@@ -262,8 +264,8 @@ class GPU:
             kernel = self._modules[module_key].get_function(name)
             if source in ("attend", "attend_any", "experts", "few_rows", "one_row"):
                 kernel.max_dynamic_shared_size_bytes = 220 * 1024
-            if source in CARVEOUT:
-                kernel.preferred_shared_memory_carveout = CARVEOUT[source]
+            if name in CARVEOUT:
+                kernel.preferred_shared_memory_carveout = CARVEOUT[name]
             self._functions[key] = kernel.kernel.ptr
         return self._functions[key]
 
