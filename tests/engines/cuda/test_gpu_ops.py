@@ -531,15 +531,6 @@ def test_delta_rules(gpu: GPU, sizes: tuple[int, int, int, int]) -> None:
     compare_states(gpu, F.GatedDeltaRule(), [q, k, v, gate, beta], state, DType.F32)
 
 
-@pytest.mark.parametrize("channels", [5, 300])
-def test_gated_recurrences(gpu: GPU, channels: int) -> None:
-    _, tokens = state_step()
-    x, rates = draw(1, tokens, channels), -np.abs(draw(2, channels))
-    gate = np.clip(draw(3, tokens, channels), 0, 1)
-    state = draw(4, 7, channels, 1, 1)
-    compare_states(gpu, F.RealGatedRecurrence(), [x, gate, rates], state, DType.F32)
-
-
 @pytest.mark.parametrize("vocabulary", [5, 1000, 32003, 128256])
 @pytest.mark.parametrize("rows", [1, 7])
 def test_choosing(gpu: GPU, vocabulary: int, rows: int) -> None:
