@@ -155,7 +155,7 @@ def start_ranks(count: int, front: str) -> Process:
     }
     environment |= {FRONT: front, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     options: list[str] = []
-    if _is_open_mpi(launcher):
+    if is_open_mpi(launcher):
         options = ["--oversubscribe", "--bind-to", "none"]
         if os.geteuid() == 0:  # it refuses root unless told twice
             environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
@@ -184,6 +184,7 @@ def start_own_rank(front: str) -> Process:
     return Process(popen, None)
 
 
-def _is_open_mpi(launcher: Path) -> bool:
+def is_open_mpi(launcher: Path) -> bool:
     done = subprocess.run([str(launcher), "--version"], capture_output=True, timeout=60)
-    return b"Open MPI" in done.stdout + done.stderr
+    said = done.stdout + done.stderr
+    return b"Open MPI" in said or b"OpenRTE" in said  # the latter where it is called mpiexec

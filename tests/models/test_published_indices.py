@@ -49,7 +49,9 @@ def test_every_name_of_the_index_has_its_slot(repo: str) -> None:
     binding = prove(slots, stored, rules, Mesh(), tied=tied)
     assert set(binding.slots) == set(slots)
     left = set(binding.ignored)
-    assert {name.rsplit(".", 1)[1] for name in left} <= {"bias", "masked_bias", "inv_freq"}
+    copies = {"lm_head.weight"} if tied else set()  # the embedding once more, as Falcon 40B has it
+    buffers = {name.rsplit(".", 1)[1] for name in left - copies}
+    assert buffers <= {"bias", "masked_bias", "inv_freq"}
     weights = 2 * sum(math.prod(t.shape) for n, t in stored.items() if n not in left)
     published = INDICES[repo]["bytes"]
     assert weights == published if not left else weights < published < 1.02 * weights

@@ -201,6 +201,22 @@ def test_an_mpi_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch, tmp_p
         launch.require_mpi()
 
 
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ("mpirun (Open MPI) 4.1.6", True),
+        ("mpiexec (OpenRTE) 4.1.6", True),
+        ("HYDRA build details:\\n Version: 5.0.2", False),
+    ],
+)
+def test_launchers_are_told_apart(tmp_path: Path, told: str, expected: bool) -> None:
+    """Scripts that say what launchers say stand for those that are not installed."""
+    launcher = tmp_path / "mpiexec"
+    launcher.write_text(f"#!/bin/sh\nprintf '{told}\\n'\n")
+    launcher.chmod(0o755)
+    assert launch.is_open_mpi(launcher) is expected
+
+
 @pytest.mark.skipif(shutil.which("ssh") is None, reason="launchers reach other hosts by ssh")
 @pytest.mark.parametrize("hosts", ["nosuch.invalid", "localhost,nosuch.invalid"])
 def test_a_wrong_host_list_ends_at_once(paddock: Run, hosts: str) -> None:
