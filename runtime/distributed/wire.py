@@ -193,6 +193,8 @@ def unpack_choice(packed: bytearray | memoryview) -> tuple[int, StepInputs, Choi
     view = memoryview(packed)
     try:
         (size,) = struct.unpack_from("<Q", view)
+        if len(view) < 8 + size:
+            raise ValueError(f"{len(view) - 8} bytes are no step of {size}")
         number, step = unpack_step(view[8 : 8 + size])
         table = np.frombuffer(view[8 + size :], np.float64).reshape(len(_CHOICES), -1)
     except (struct.error, ValueError) as error:
