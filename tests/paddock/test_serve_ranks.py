@@ -23,11 +23,15 @@ BOUND_S = 30.0  # for a loss to be told; the machine may be busy
 
 def ranks_of(pid: int) -> list[psutil.Process]:
     """The ranks' own processes, without their guards."""
-    return [
-        child
-        for child in psutil.Process(pid).children(recursive=True)
-        if "paddock.recipes.rank" in child.cmdline() and not child.children()
-    ]
+    return [child for child in psutil.Process(pid).children(recursive=True) if is_rank(child)]
+
+
+def is_rank(process: psutil.Process) -> bool:
+    """Of a process that may end while it is looked at."""
+    try:
+        return "paddock.recipes.rank" in process.cmdline() and not process.children()
+    except psutil.NoSuchProcess:  # a zombie is one of these
+        return False
 
 
 def gone(processes: list[psutil.Process]) -> bool:
