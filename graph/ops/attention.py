@@ -99,13 +99,14 @@ class Attention(Op):
             value_cache[blocks[at // block_size], at % block_size] = v[tokens]
             keys = widen(key_cache[blocks].reshape(-1, *k.shape[1:])[: past + new])
             values = widen(value_cache[blocks].reshape(-1, *v.shape[1:])[: past + new])
-            beside = (widen(self._of_tokens(x, tokens)) for x in more)
-            out[tokens] = self._attend(widen(q[tokens]), keys, values, at, *beside)
+            beside = self._beside(*map(widen, more), tokens=tokens, at=at, count=len(keys))
+            out[tokens] = self._attend(widen(q[tokens]), keys, values, at, **beside)
         return out.astype(q.dtype)
 
-    def _of_tokens(self, operand: Array, tokens: slice) -> Array:
-        """What a sequence has of a further operand."""
-        return operand
+    def _beside(self, *more: Array, tokens: slice, at: Array, count: int) -> dict[str, Array]:
+        """What further operands are to a sequence's new tokens, at positions `at`, which see up to
+        `count` keys: arguments of `_attend`."""
+        return {}
 
     def _attend(
         self,
@@ -113,7 +114,7 @@ class Attention(Op):
         k: Array,
         v: Array,
         at: Array,
-        *sinks: Array,
+        sinks: Array | None = None,
         bias: Array | None = None,
         last: Array | None = None,
     ) -> Array:
@@ -137,11 +138,11 @@ class Attention(Op):
             seen &= j > at[:, None] - self.window
         scores = np.where(seen, scores, -np.inf)
         largest = scores.max(axis=-1, keepdims=True)
-        if not sinks:
+        if sinks is None:
             scores = np.exp(scores - largest)
             weights = scores / scores.sum(axis=-1, keepdims=True)
         else:
-            lost = sinks[0].astype(q.dtype).reshape(kv_heads, -1, 1, 1)
+            lost = sinks.astype(q.dtype).reshape(kv_heads, -1, 1, 1)
             largest = np.maximum(largest, lost)
             scores = np.exp(scores - largest)
             weights = scores / (scores.sum(axis=-1, keepdims=True) + np.exp(lost - largest))
@@ -164,6 +165,10 @@ class SinkAttention(Attention):
         if sinks.shape != (others[0].size(1),) or not sinks.dtype.is_float:
             raise GraphError(f"expected sinks [{others[0].size(1)}] in floats: {sinks}")
         return super().infer(*others)
+
+    def _beside(self, *more: Array, tokens: slice, at: Array, count: int) -> dict[str, Array]:
+        (sinks,) = more
+        return {"sinks": sinks}
 
 
 @dataclass(frozen=True)
@@ -194,20 +199,10 @@ class RelativeAttention(Attention):
         """The row of the table for each distance from a query back to its key."""
         return distance_bucket(distances, buckets, self.max_distance)
 
-    def _attend(
-        self,
-        q: Array,
-        k: Array,
-        v: Array,
-        at: Array,
-        *more: Array,
-        bias: Array | None = None,
-        last: Array | None = None,
-    ) -> Array:
+    def _beside(self, *more: Array, tokens: slice, at: Array, count: int) -> dict[str, Array]:
         (table,) = more
-        back = np.maximum(at[:, None] - np.arange(len(k)), 0)
-        biases = table[self.bucket_of(back, len(table))].transpose(2, 0, 1)
-        return super()._attend(q, k, v, at, bias=biases)
+        back = np.maximum(at[:, None] - np.arange(count), 0)
+        return {"bias": table[self.bucket_of(back, len(table))].transpose(2, 0, 1)}
 
 
 @dataclass(frozen=True)
@@ -228,25 +223,12 @@ class ImageAttention(Attention):
             raise GraphError(f"expected integers for each token of {others[0]}: {rows}")
         return super().infer(*others)
 
-    def _of_tokens(self, operand: Array, tokens: slice) -> Array:
-        return operand[tokens]
-
-    def _attend(
-        self,
-        q: Array,
-        k: Array,
-        v: Array,
-        at: Array,
-        *more: Array,
-        bias: Array | None = None,
-        last: Array | None = None,
-    ) -> Array:
-        (rows,) = more
-        ends = at.copy()
+    def _beside(self, *more: Array, tokens: slice, at: Array, count: int) -> dict[str, Array]:
+        rows, ends = more[0][tokens], at.copy()
         for i in range(len(at) - 2, -1, -1):
             if rows[i] >= 0 and rows[i + 1] >= 0:
                 ends[i] = ends[i + 1]
-        return super()._attend(q, k, v, at, last=ends)
+        return {"last": ends}
 
 
 def attention(

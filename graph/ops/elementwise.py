@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import ml_dtypes
 import numpy as np
 
 from paddock.graph.dtype import Array, DType
@@ -17,8 +16,7 @@ def widen(x: Array) -> Array:
     return x.astype(np.float32) if x.dtype in _NARROW else x
 
 
-# Caches may be kept in e4m3, which no tensor is of.
-_NARROW = (DType.F16.numpy, DType.BF16.numpy, np.dtype(ml_dtypes.float8_e4m3fn))
+_NARROW = tuple(d.numpy for d in (DType.F16, DType.BF16, DType.F8E4M3))
 
 
 @dataclass(frozen=True)
