@@ -10,6 +10,8 @@ from pathlib import Path
 
 import psutil
 
+from paddock.engines import processor
+
 GIB = 1 << 30
 
 
@@ -50,7 +52,7 @@ def measure(root: Path = Path("/")) -> Machine:
         free_bytes=free,
         arch=platform.machine(),
         threads=_asked_threads(),
-        features=_features(root),
+        features=processor.features(root / "proc/cpuinfo"),
     )
 
 
@@ -123,14 +125,6 @@ def _cgroup_cpus(root: Path) -> float | None:
         if old[0] and old[1] and old[0] > 0:
             shares.append(old[0] / old[1])
     return min(shares, default=None)
-
-
-def _features(root: Path) -> frozenset[str]:
-    for line in _text(root / "proc/cpuinfo").splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() in ("flags", "Features"):
-            return frozenset(value.split())
-    return frozenset()
 
 
 def _number(file: Path) -> int | None:

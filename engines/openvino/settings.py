@@ -7,7 +7,7 @@ from math import gcd
 from typing import Any
 
 from paddock.engines.openvino.paged_attention import takes
-from paddock.engines.openvino.processor import multiplies_bf16_in_vectors
+from paddock.engines.processor import multiplies_bf16_in_vectors
 from paddock.engines.protocol import BuildError, Rounding
 from paddock.graph import DType, Graph
 from paddock.graph.ops import Attention, CrossAttention, Dequantize, StateSlots

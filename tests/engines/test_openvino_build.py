@@ -13,8 +13,7 @@ import pytest
 from openvino import op as ov_op
 from openvino import opset16
 
-from paddock.engines import openvino
-from paddock.engines.openvino import processor
+from paddock.engines import openvino, processor
 from paddock.engines.openvino import settings as chosen
 from paddock.engines.openvino.lowering import lower
 from paddock.engines.openvino.settings import rounding, settings

@@ -1,4 +1,4 @@
-"""What this processor multiplies, where it decides between settings."""
+"""Which instruction sets this processor has, where it decides between settings."""
 
 from __future__ import annotations
 
@@ -30,6 +30,10 @@ def features(file: Path = CPUINFO) -> frozenset[str]:
         return frozenset()
     named = (line.partition(":") for line in lines)
     return next(
-        (frozenset(value.split()) for name, _, value in named if name.strip() == "flags"),
+        (
+            frozenset(value.split())
+            for name, _, value in named
+            if name.strip() in ("flags", "Features")  # on x86, on Arm
+        ),
         frozenset(),
     )
