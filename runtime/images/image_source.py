@@ -9,12 +9,14 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from paddock.runtime.chat_template import Message
 from paddock.runtime.errors import RequestError
 from paddock.runtime.images.image_file import ImageLimits
+
+if TYPE_CHECKING:
+    from paddock.runtime.chat_template import Message
 
 FETCH_SECONDS = 10.0
 PARTS = ("image", "image_url", "input_image")

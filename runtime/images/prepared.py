@@ -88,8 +88,7 @@ def content(images: Sequence[PlacedImage], begin: int, end: int) -> bytes:
     """What tokens `begin : end` of a prompt stand for beside themselves, for prefix hashes."""
     found = [
         (image.start - begin).to_bytes(8, "little", signed=True) + image.image.digest
-        for image in images
-        if image.start < end and begin < image.stop
+        for image in within(images, begin, end)
     ]
     return b"".join(found)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from paddock.runtime.images.image_file import ImageLimits
-from paddock.runtime.images.image_source import ImageSource
+if TYPE_CHECKING:
+    from paddock.runtime.images.image_source import ImageSource
 
 
 def _one_name(value: object) -> object:
@@ -20,6 +20,23 @@ Seconds = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(strict=True, min_length=1)]
 Names = Annotated[tuple[Name, ...], BeforeValidator(_one_name)]
 Flag = Annotated[bool, Field(strict=True)]
+ToolFormat = Literal[
+    "hermes",
+    "llama3_json",
+    "mistral",
+    "pythonic",
+    "harmony",
+    "deepseek",
+    "glm",
+    "qwen_coder",
+    "granite",
+    "jamba",
+    "command",
+    "nemotron",
+    "internlm",
+    "json",
+    "none",
+]
 
 
 class ServerSettings(BaseModel):
@@ -78,24 +95,7 @@ class ServerSettings(BaseModel):
     stall_s: Seconds = 30.0
     """`/health` is 503 when a step takes longer than this."""
 
-    tool_format: Literal[
-        "auto",
-        "hermes",
-        "llama3_json",
-        "mistral",
-        "pythonic",
-        "harmony",
-        "deepseek",
-        "glm",
-        "qwen_coder",
-        "granite",
-        "jamba",
-        "command",
-        "nemotron",
-        "internlm",
-        "json",
-        "none",
-    ] = "auto"
+    tool_format: ToolFormat | Literal["auto"] = "auto"
     """How the model writes tool calls; auto: as its chat template shows."""
     reasoning: Literal["auto", "think", "none"] = "auto"
     """Whether text in <think> is told apart as reasoning; auto: as the chat template shows."""
@@ -109,6 +109,10 @@ class ServerSettings(BaseModel):
 
     def image_source(self) -> ImageSource:
         """Where images of requests may come from, and how large they may be."""
+        # Recipes are read without what fetches images.
+        from paddock.runtime.images.image_file import ImageLimits
+        from paddock.runtime.images.image_source import ImageSource
+
         limits = ImageLimits(
             int(self.max_image_mib * (1 << 20)), self.max_image_pixels, self.max_images
         )

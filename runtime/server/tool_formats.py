@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from paddock.runtime.grammar import JSON_FORM
 from paddock.runtime.server import deepseek_calls, tagged_calls
@@ -19,6 +19,7 @@ from paddock.runtime.server.call_object import CallObject
 from paddock.runtime.server.harmony import Harmony
 from paddock.runtime.server.json_scanner import ValueScanner
 from paddock.runtime.server.listed_calls import ListedCalls
+from paddock.runtime.server.settings import ToolFormat
 from paddock.runtime.server.tagged_calls import TaggedCalls
 from paddock.runtime.server.tool_deltas import (
     CallArguments,
@@ -367,23 +368,7 @@ class OrObjects:
         return self._chosen.finish()
 
 
-FORMATS = (
-    "hermes",
-    "llama3_json",
-    "mistral",
-    "pythonic",
-    "harmony",
-    "deepseek",
-    "glm",
-    "qwen_coder",
-    "granite",
-    "jamba",
-    "command",
-    "nemotron",
-    "internlm",
-    "json",
-    "none",
-)
+FORMATS: tuple[str, ...] = get_args(ToolFormat)
 _SHOWN_BY = {
     "<|channel|>": "harmony",
     "[TOOL_CALLS]": "mistral",
