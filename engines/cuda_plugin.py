@@ -15,6 +15,7 @@ from paddock.graph import CudaSource, DType, Op, TensorType
 
 HEADER = Path(__file__).resolve().parent / "cuda" / "kernels" / "common.cuh"
 TYPE = {DType.F32: 0, DType.F16: 1, DType.BF16: 2}
+"""What kernels are compiled for; `common.cuh` has the same numbers."""
 
 
 def code_of(source: CudaSource) -> str:

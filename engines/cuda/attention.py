@@ -12,7 +12,8 @@ import numpy as np
 from paddock.engines.cuda.cudnn_attention import Problem
 from paddock.engines.cuda.device import Instruction
 from paddock.engines.cuda.fused import ProjectedAttention
-from paddock.engines.cuda.launching import PROCESSORS, TYPE, Room, Sized
+from paddock.engines.cuda.launching import PROCESSORS, Room, Sized
+from paddock.engines.cuda_plugin import TYPE
 from paddock.graph import DType
 from paddock.graph import ops as F
 
@@ -203,59 +204,31 @@ def _store(
     count = q.shape[0] if tokens is None else tokens
     block_size = key_cache.shape[2]
     whole = cos is None or (cos.shape[1] == size and not interleaved)
-    aligned = all(n % 8 == 0 for n in strides) and block_size & (block_size - 1) == 0
+    aligned = all(n % 8 == 0 for n in strides) and _is_power(block_size)
+    places_in = (*places, *map(np.int64, strides), q_norm, k_norm, np.float32(eps), cos, sin)
+    cached = (q, key_cache, value_cache, starts, past, table, block_starts)
+    sequences = np.int32(starts.shape[0] - 1)
     if size == value_size in (64, 128, 256) and dtype is not DType.F32 and whole and aligned:
         gpu.launch(
             gpu.function("store", "store_fast", TYPE=TYPE[dtype], SIZE=size, **_cache8(key_cache)),
             (ceil(count * stored * (size // 8) / 256),),
             256,
-            *places,
-            *(np.int64(s) for s in strides),
-            q_norm,
-            k_norm,
-            np.float32(eps),
-            cos,
-            sin,
-            q,
-            key_cache,
-            value_cache,
-            starts,
-            past,
-            table,
-            block_starts,
-            np.int32(starts.shape[0] - 1),
-            np.int32(heads),
-            np.int32(kv_heads),
-            np.int32(count),
-            np.int32(block_size.bit_length() - 1),
+            *places_in,
+            *cached,
+            sequences,
+            *map(np.int32, (heads, kv_heads, count, block_size.bit_length() - 1)),
         )
         return
     gpu.launch(
         gpu.function("store", "store", TYPE=TYPE[dtype], **_cache8(key_cache)),
         (count, ceil(stored / 8)),
         256,
-        *places,
-        *(np.int64(s) for s in strides),
-        q_norm,
-        k_norm,
-        np.float32(eps),
-        cos,
-        sin,
+        *places_in,
         np.int32(0 if cos is None else cos.shape[1]),
         np.int32(interleaved),
-        q,
-        key_cache,
-        value_cache,
-        starts,
-        past,
-        table,
-        block_starts,
-        np.int32(starts.shape[0] - 1),
-        np.int32(heads),
-        np.int32(kv_heads),
-        np.int32(size),
-        np.int32(value_size),
-        np.int32(block_size),
+        *cached,
+        sequences,
+        *map(np.int32, (heads, kv_heads, size, value_size, block_size)),
         shared=8 * max(size, value_size) * 4,
     )
 

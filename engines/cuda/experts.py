@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from paddock.engines.cuda.device import Instruction
-from paddock.engines.cuda.launching import TYPE, Room, Sized, grid_of
+from paddock.engines.cuda.launching import Room, Sized, grid_of
+from paddock.engines.cuda_plugin import TYPE
 from paddock.graph import DType
 from paddock.graph import ops as F
 from paddock.graph.tensor import TensorType

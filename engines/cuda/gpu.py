@@ -21,6 +21,7 @@ from paddock.graph import Array, DType
 from paddock.graph.ops import Communicator
 
 KERNELS = Path(__file__).resolve().parent / "kernels"
+WITH_TENSOR_CORES = ("attend", "experts")
 WORKSPACE = 64 << 20  # of cuBLASLt: what NVIDIA advises for Hopper is 32 MiB
 FLUSH = 128 << 20  # more than the cache of any GPU, written before an algorithm is timed
 # Percent of L1 and shared memory together that a kernel wants as the latter. What is read passes
@@ -447,4 +448,5 @@ def _argument(value: Any) -> Any:
 
 @cache
 def _source(name: str) -> str:
-    return "\n".join((KERNELS / file).read_text("utf-8") for file in ("common.cuh", f"{name}.cu"))
+    headers = ["common.cuh"] + ["tensor_cores.cuh"] * (name in WITH_TENSOR_CORES)
+    return "\n".join((KERNELS / file).read_text("utf-8") for file in (*headers, f"{name}.cu"))

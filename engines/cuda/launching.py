@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from paddock.engines.cuda.device import Instruction, StoredWeight
-from paddock.graph import DType, Op
+from paddock.graph import Op
 from paddock.graph.ops import ACTIVATIONS
 from paddock.graph.tensor import TensorType
 
@@ -22,8 +22,7 @@ Room = tuple[tuple[int, ...], np.dtype[Any]]
 Emit = Callable[["GPU", Instruction], None]
 
 PROCESSORS = 132  # of a Hopper GPU; other numbers change how finely attention is cut, no more
-# What kernels are compiled for; `common.cuh` and `activate` have the same numbers.
-TYPE = {DType.F32: 0, DType.F16: 1, DType.BF16: 2}
+# `activate` has the same numbers.
 NUMBER = {kind: i for i, kind in enumerate(ACTIVATIONS)}
 
 

@@ -30,7 +30,6 @@ from paddock.engines.cuda.fused import FusedLinear, Gated, ProjectedAttention
 from paddock.engines.cuda.launching import (
     NUMBER,
     PROCESSORS,
-    TYPE,
     Emit,
     Room,
     Sized,
@@ -44,6 +43,7 @@ from paddock.engines.cuda.recurrent import (
     real_gated_recurrence,
     selective_scan,
 )
+from paddock.engines.cuda_plugin import TYPE
 from paddock.engines.protocol import BuildError
 from paddock.graph import DType, Op
 from paddock.graph import ops as F

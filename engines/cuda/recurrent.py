@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from paddock.engines.cuda.device import Instruction
-from paddock.engines.cuda.launching import TYPE, grid_of
+from paddock.engines.cuda.launching import grid_of
+from paddock.engines.cuda_plugin import TYPE
 from paddock.engines.protocol import BuildError
 from paddock.graph import ops as F
 

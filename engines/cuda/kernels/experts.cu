@@ -224,30 +224,6 @@ extern "C" __global__ void __launch_bounds__(1024) sort_pairs(
 #if TYPE != 0
 const int DEEP = 64, LINE = DEEP + 8;  // columns at a time; an odd number of 16 bytes a line
 
-__device__ __forceinline__ void bring16(T* to, const T* from, bool there) {
-  u32 at = (u32)__cvta_generic_to_shared(to);
-  int bytes = there ? 16 : 0;  // what is not read becomes zeros
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(bytes));
-}
-__device__ __forceinline__ void load_four(u32* r, const T* from) {
-  u32 at = (u32)__cvta_generic_to_shared(from);
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at));
-}
-__device__ __forceinline__ void multiply(float* c, const u32* a, const u32* b) {
-#if TYPE == 1
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
-               "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-#else
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-               "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-#endif
-}
-
 extern "C" __global__ void __launch_bounds__(128) grouped_tiles(
     const T* x, const T* weight, const int* starts, const int* order, const T* bias, T* y,
     int outputs, int inputs, int chosen, int own, int held) {
@@ -294,15 +270,15 @@ extern "C" __global__ void __launch_bounds__(128) grouped_tiles(
 #pragma unroll
     for (int i = 0; i < 4; i++) {
       bool there = inside && is_pair[i];
-      bring16(to + (line + 16 * i) * LINE + column, there ? from[i] + at + column : x, there);
+      copy16(to + (line + 16 * i) * LINE + column, there ? from[i] + at + column : x, there);
     }
 #pragma unroll
     for (int i = 0; i < 8; i++) {
       int r = line + 16 * i;
       bool there = inside && first_output + r < outputs;
-      bring16(to + (64 + r) * LINE + column, there ? w + (i64)r * inputs + at + column : x, there);
+      copy16(to + (64 + r) * LINE + column, there ? w + (i64)r * inputs + at + column : x, there);
     }
-    asm volatile("cp.async.commit_group;");
+    commit();
   };
   float sums[2][8][4];
 #pragma unroll
@@ -314,9 +290,9 @@ extern "C" __global__ void __launch_bounds__(128) grouped_tiles(
   for (int at = 0, stage = 0; at < inputs; at += DEEP, stage ^= 1) {
     if (at + DEEP < inputs) {
       bring(stage ^ 1, at + DEEP);
-      asm volatile("cp.async.wait_group 1;");
+      arrived<1>();
     } else {
-      asm volatile("cp.async.wait_group 0;");
+      arrived<0>();
     }
     __syncthreads();
     const T* rows = stages + stage * 192 * LINE;
@@ -326,11 +302,11 @@ extern "C" __global__ void __launch_bounds__(128) grouped_tiles(
       u32 a[2][4];
 #pragma unroll
       for (int m = 0; m < 2; m++)
-        load_four(a[m], rows + (down + m * 16 + (matrix & 1) * 8 + row) * LINE + k + (matrix >> 1) * 8);
+        load_matrices(a[m], rows + (down + m * 16 + (matrix & 1) * 8 + row) * LINE + k + (matrix >> 1) * 8);
 #pragma unroll
       for (int n = 0; n < 4; n++) {
         u32 b[4];
-        load_four(b, columns + (across + n * 16 + (matrix >> 1) * 8 + row) * LINE + k + (matrix & 1) * 8);
+        load_matrices(b, columns + (across + n * 16 + (matrix >> 1) * 8 + row) * LINE + k + (matrix & 1) * 8);
 #pragma unroll
         for (int m = 0; m < 2; m++) {
           multiply(sums[m][2 * n], a[m], b);
