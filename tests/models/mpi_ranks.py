@@ -16,31 +16,23 @@ from paddock.models import registry
 from paddock.runtime.distributed.mpi import MpiCommunicator, World
 from tests.models.bound_arrays import BoundArrays
 from tests.models.expected_logits import golden
+from tests.models.mpi_meshes import places
 from tests.models.parity_cases import case
 from tests.models.play import chunks, play, relative_error
 
 ENGINES = {"reference": reference, "openvino": openvino}
-MESHES = [(1, 1), (2, 1), (4, 1), (1, 2), (2, 2), (1, 3)]
 
 
 def main(names: list[str]) -> None:
     """Prints {case: {mesh: relative error}} from the rank that has the logits."""
     world = World.join()
     found: dict[str, dict[str, float]] = {}
-    for tp, pp in MESHES:
-        shape = Mesh(tp=tp, pp=pp)
-        taking_part = world.rank < shape.size
-        comm = world.comm.Split(0 if taking_part else 1, world.rank)
-        if not taking_part:
-            continue
-        mesh = list(shape.ranks())[world.rank]
-        communicator = MpiCommunicator(comm, mesh)
+    for mesh, communicator in places(world):
         for label in names:
             engine, _, name = label.partition(":")
             error = _error(ENGINES[engine], name, mesh, communicator)
             if error is not None:
-                found.setdefault(label, {})[f"tp={tp} pp={pp}"] = error
-        communicator.flush()
+                found.setdefault(label, {})[f"tp={mesh.tp} pp={mesh.pp}"] = error
     # The last stage's first rank differs from mesh to mesh: each prints what it has.
     print(f"\n{json.dumps(found)}", flush=True)
     world.leave()

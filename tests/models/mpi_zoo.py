@@ -21,11 +21,11 @@ from tests.models import encoder_decoder_steps, encoder_steps, test_vision
 from tests.models.bound_checkpoint import BoundCheckpoint
 from tests.models.encoder_cases import EncoderCase
 from tests.models.encoder_decoder_cases import EncoderDecoderCase
+from tests.models.mpi_meshes import places
 from tests.models.opened import OPTIONS, engine_kind
 from tests.models.play import chunks, decode, play, relative_error
 from tests.models.vision_cases import VisionCase
 
-MESHES = [(1, 1), (2, 1), (4, 1), (1, 2), (2, 2), (1, 3)]
 ORDER = [3, 0, 2]  # of an encoder's sequences
 
 
@@ -57,20 +57,12 @@ def main(folder: Path) -> None:
     world = World.join()
     cases = [Expected(**case) for case in json.loads((folder / "cases.json").read_text("utf-8"))]
     found: dict[str, dict[str, tuple[float, int]]] = {}
-    for tp, pp in MESHES:
-        shape = Mesh(tp=tp, pp=pp)
-        taking_part = world.rank < shape.size
-        comm = world.comm.Split(0 if taking_part else 1, world.rank)
-        if not taking_part:
-            continue
-        mesh = list(shape.ranks())[world.rank]
-        communicator = MpiCommunicator(comm, mesh)
+    for mesh, communicator in places(world):
         for case in cases:
-            if (tp, pp) in map(tuple, case.meshes):
+            if (mesh.tp, mesh.pp) in map(tuple, case.meshes):
                 difference = _difference(case, mesh, communicator)
                 if mesh.is_last and mesh.tp_rank == 0:
-                    found.setdefault(case.name, {})[f"tp={tp} pp={pp}"] = difference
-        communicator.flush()
+                    found.setdefault(case.name, {})[f"tp={mesh.tp} pp={mesh.pp}"] = difference
     (folder / f"rank-{world.rank}.json").write_text(json.dumps(found), "utf-8")
     world.leave()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.models.mpi_ranks import MESHES
+from tests.models.mpi_meshes import MESHES
 from tests.models.parity_cases import CHARACTERISTIC
 
 pytest.importorskip("mpi4py", reason="needs an MPI: pip install 'paddock[mpi]'")

@@ -30,7 +30,8 @@ from tests.models.encoder_cases import DRAW as ENCODERS
 from tests.models.encoder_cases import EncoderCase
 from tests.models.encoder_decoder_cases import CONTEXT, EncoderDecoderCase
 from tests.models.encoder_decoder_cases import DRAW as ENCODER_DECODERS
-from tests.models.mpi_zoo import MESHES, ORDER, Expected, write_list
+from tests.models.mpi_meshes import MESHES
+from tests.models.mpi_zoo import ORDER, Expected, write_list
 from tests.models.remote_code_draws import REMOTE
 from tests.models.vision_cases import CONTEXT as VISION_CONTEXT
 from tests.models.vision_cases import VisionCase

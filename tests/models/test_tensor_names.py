@@ -18,30 +18,12 @@ from paddock.weights import TensorInfo, prove
 from tests.golden.make_names import NAMES, REMOTE, unfold
 from tests.models.decoder_configs import DECODER_CONFIGS, PARAMETERS
 from tests.models.decoder_draws import DECODERS
+from tests.models.llama_names import Folded, llama
 from tests.models.remote_code_draws import REMOTE as REMOTE_DECODERS
-
-Folded = dict[str, list[int]]
-
-
-def _llama(layers: int, hidden: int, inner: int, q: int, kv: int, vocab: int) -> Folded:
-    layer = f"model.layers.{{0-{layers - 1}}}."
-    return {
-        "model.embed_tokens.weight": [vocab, hidden],
-        f"{layer}input_layernorm.weight": [hidden],
-        f"{layer}post_attention_layernorm.weight": [hidden],
-        f"{layer}self_attn.q_proj.weight": [q, hidden],
-        f"{layer}self_attn.k_proj.weight": [kv, hidden],
-        f"{layer}self_attn.v_proj.weight": [kv, hidden],
-        f"{layer}self_attn.o_proj.weight": [hidden, q],
-        f"{layer}mlp.gate_proj.weight": [inner, hidden],
-        f"{layer}mlp.up_proj.weight": [inner, hidden],
-        f"{layer}mlp.down_proj.weight": [hidden, inner],
-        "model.norm.weight": [hidden],
-    }
 
 
 def _baichuan() -> Folded:
-    names = _llama(32, 4096, 11008, 4096, 4096, 125696)
+    names = llama("model", layers=32, hidden=4096, inner=11008, q=4096, kv=4096, vocab=125696)
     layer = "model.layers.{0-31}.self_attn."
     for part in "qkv":
         del names[f"{layer}{part}_proj.weight"]
@@ -64,7 +46,9 @@ REMOTE_NAMES: dict[str, Folded] = {
         "model.norm.weight": [4096],
         "output.weight": [92544, 4096],
     },
-    "internlm/internlm3-8b-instruct": _llama(48, 4096, 10240, 4096, 256, 128512)
+    "internlm/internlm3-8b-instruct": llama(
+        "model", layers=48, hidden=4096, inner=10240, q=4096, kv=256, vocab=128512
+    )
     | {"lm_head.weight": [128512, 4096]},
     "LGAI-EXAONE/EXAONE-3.5-2.4B-Instruct": {
         "transformer.wte.weight": [102400, 2560],
@@ -79,7 +63,9 @@ REMOTE_NAMES: dict[str, Folded] = {
         f"{_EXAONE}mlp.c_proj.weight": [2560, 7168],
         "transformer.ln_f.weight": [2560],
     },
-    "openbmb/MiniCPM-2B-sft-bf16": _llama(40, 2304, 5760, 2304, 2304, 122753),
+    "openbmb/MiniCPM-2B-sft-bf16": llama(
+        "model", layers=40, hidden=2304, inner=5760, q=2304, kv=2304, vocab=122753
+    ),
     "baichuan-inc/Baichuan2-7B-Chat": _baichuan(),
     "zai-org/chatglm3-6b": {
         "transformer.embedding.word_embeddings.weight": [65024, 4096],

@@ -14,27 +14,7 @@ from paddock.graph import Mesh
 from paddock.models import registry
 from paddock.weights import TensorInfo, prove
 from tests.golden.make_names import unfold
-
-Folded = dict[str, list[int]]
-
-
-def llama(
-    prefix: str, *, layers: int, hidden: int, inner: int, q: int, kv: int, vocab: int
-) -> Folded:
-    layer = f"{prefix}.layers.{{0-{layers - 1}}}."
-    return {
-        f"{prefix}.embed_tokens.weight": [vocab, hidden],
-        f"{layer}input_layernorm.weight": [hidden],
-        f"{layer}post_attention_layernorm.weight": [hidden],
-        f"{layer}self_attn.q_proj.weight": [q, hidden],
-        f"{layer}self_attn.k_proj.weight": [kv, hidden],
-        f"{layer}self_attn.v_proj.weight": [kv, hidden],
-        f"{layer}self_attn.o_proj.weight": [hidden, q],
-        f"{layer}mlp.gate_proj.weight": [inner, hidden],
-        f"{layer}mlp.up_proj.weight": [inner, hidden],
-        f"{layer}mlp.down_proj.weight": [hidden, inner],
-        f"{prefix}.norm.weight": [hidden],
-    }
+from tests.models.llama_names import Folded, llama
 
 
 def qwen2_biases(prefix: str, *, layers: int, q: int, kv: int) -> Folded:

@@ -20,13 +20,13 @@ from paddock.engines.tensorrt.engine import prepare
 from paddock.engines.tensorrt.experts import softmax
 from paddock.engines.tensorrt.flavours import Flavour
 from paddock.engines.tensorrt.interpreted import interpreted_session
-from paddock.engines.tensorrt.lowering import TABLE, Lowering
 from paddock.engines.tensorrt.network import CheckedNetwork
 from paddock.engines.tensorrt.session import TensorRTSession
-from paddock.graph import DType, Mesh, Node, QuantFormat
+from paddock.graph import DType, Mesh, QuantFormat
 from paddock.graph import ops as F
 from paddock.layers import quantize, trace
 from paddock.models import registry
+from tests.engines.tensorrt.mistakes import changed_op
 from tests.engines.tensorrt.networks import OPTIONS, SoiledDevice, defined, played
 from tests.models.decoder_draws import DECODERS, FAMILIES, LENGTHS, Draw
 from tests.models.expert_draws import EXPERTS
@@ -136,19 +136,6 @@ def doubled(network: CheckedNetwork, form: Form) -> Form:
     return twice
 
 
-def changed(kind: type, change: Callable[[Any], Any]) -> Callable[[Patch], None]:
-    def plant(patch: Patch) -> None:
-        own = TABLE[kind]
-
-        def wrong(state: Lowering, node: Node, inputs: list[Any]) -> Any:
-            other = Node(change(node.op), node.inputs, node.path, node.source, node.outputs)
-            return own(state, other, inputs)
-
-        patch.setitem(TABLE, kind, wrong)
-
-    return plant
-
-
 def without_sinks(patch: Patch) -> None:
     patch.setattr(attention, "_softmax_beside", lambda state, scores, sinks: softmax(state, scores))
 
@@ -167,15 +154,15 @@ MISTAKES: dict[str, tuple[str, Callable[[Patch], None]]] = {
     "many tokens": ("MixtralForCausalLM", conditional(kept, doubled)),
     "scores of all experts": (
         "GptOssForCausalLM",
-        changed(F.Route, lambda op: replace(op, scores="softmax")),
+        changed_op(F.Route, lambda op: replace(op, scores="softmax")),
     ),
     "scale of the weights": (
         "DeepseekV3ForCausalLM",
-        changed(F.Route, lambda op: replace(op, scale=op.scale * 1.01)),
+        changed_op(F.Route, lambda op: replace(op, scale=op.scale * 1.01)),
     ),
     "first expert one on": (
         "Qwen3MoeForCausalLM",
-        changed(F.GroupedLinear, lambda op: replace(op, first=1)),
+        changed_op(F.GroupedLinear, lambda op: replace(op, first=1)),
     ),
     "no sinks": ("GptOssForCausalLM", without_sinks),
     "cache of keys and values squared": ("DeepseekV2ForCausalLM", values_as_keys),

@@ -19,6 +19,7 @@ from paddock.engines.tensorrt.lowering import TABLE, Lowering
 from paddock.engines.tensorrt.session import TensorRTSession
 from paddock.graph import DType, Node, QuantFormat
 from paddock.graph import ops as F
+from tests.engines.tensorrt.mistakes import changed_op
 from tests.engines.tensorrt.networks import FP8, Model, played, session_of, tolerance
 from tests.engines.tensorrt.ranks import RanksSession
 from tests.models.expected_logits import expected
@@ -26,21 +27,6 @@ from tests.models.parity_cases import case
 from tests.models.play import decode, relative_error, together
 
 Patch = pytest.MonkeyPatch
-
-
-def changed_op(kind: type, change: Callable[[Any], Any]) -> Callable[[Patch], None]:
-    """Lower another op in the place of one."""
-
-    def plant(patch: Patch) -> None:
-        own = TABLE[kind]
-
-        def wrong(state: Lowering, node: Node, inputs: list[Any]) -> Any:
-            other = Node(change(node.op), node.inputs, node.path, node.source, node.outputs)
-            return own(state, other, inputs)
-
-        patch.setitem(TABLE, kind, wrong)
-
-    return plant
 
 
 def changed_operands(kind: type, change: Callable[[list[Any]], list[Any]]) -> Callable[..., None]:
