@@ -270,6 +270,30 @@ def test_forms_become_one_kernel(name: str) -> None:
     assert layer_types(compiled(build)[0]) == expected
 
 
+@pytest.mark.parametrize("name", ["linear", "linear and bias"])
+def test_silu_leaves_a_product_its_kernel(name: str) -> None:
+    """Within the product, it would exclude the kernel that the compiler prefers for f32."""
+
+    def build(case: Case) -> Tensor:
+        product = CASES[name](case)
+        assert isinstance(product, Tensor)
+        return F.Activation("silu")(product)
+
+    def kernels(build: Callable[[Case], Tensor | tuple[Tensor, ...]]) -> list[str]:
+        model, case, _ = compiled(build)
+        model.create_infer_request().infer(dict(case.fed))  # what was chosen is known after it
+        told = [node.get_rt_info() for node in model.get_runtime_model().get_ordered_ops()]
+        return [
+            info["primitiveType"].astype(str)
+            for info in told
+            if info["layerType"].astype(str) == "FullyConnected"
+        ]
+
+    assert error(build) < EXACT
+    assert kernels(build) == kernels(CASES[name])
+    assert len(kernels(build)) == 1
+
+
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("rotary")])
 def test_rotary_becomes_one_kernel(name: str) -> None:
     types = layer_types(compiled(CASES[name])[0])
