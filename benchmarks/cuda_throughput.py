@@ -17,8 +17,8 @@ from benchmarks.cuda_model import LLAMA_8B, opened
 from paddock.engines.cuda.gpu import GPU
 from paddock.engines.cuda.session import CUDASession
 from paddock.runtime.engine_loop import EngineLoop
-from paddock.runtime.limits import Limits
-from paddock.runtime.sampling_params import SamplingParams
+from paddock.runtime.sampling.sampling_params import SamplingParams
+from paddock.runtime.scheduling.limits import Limits
 from paddock.runtime.stats import StepReport
 
 

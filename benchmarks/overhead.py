@@ -108,7 +108,7 @@ def decode_share(recipe: list[str]) -> dict[str, Any]:
     import numpy as np
 
     from paddock import LLM, SamplingParams
-    from paddock.runtime.request import Request
+    from paddock.runtime.scheduling.request import Request
     from paddock.runtime.stats import StepReport
 
     reports: list[StepReport] = []

@@ -19,7 +19,7 @@ import numpy as np
 
 from paddock.recipes import pipeline
 from paddock.recipes.compose import compose
-from paddock.runtime.sampling_params import SamplingParams
+from paddock.runtime.sampling.sampling_params import SamplingParams
 
 
 def start(folder: Path, stages: int, overrides: list[str]) -> pipeline.Running:

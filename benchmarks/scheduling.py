@@ -29,11 +29,11 @@ from paddock.engines.protocol import StepInputs
 from paddock.graph.dtype import Array
 from paddock.runtime.engine_loop import EngineLoop
 from paddock.runtime.handle import RequestHandle
-from paddock.runtime.limits import Limits
-from paddock.runtime.request import Request
-from paddock.runtime.sampling_params import SamplingParams
+from paddock.runtime.sampling.sampling_params import SamplingParams
+from paddock.runtime.scheduling.limits import Limits
+from paddock.runtime.scheduling.request import Request
 from paddock.runtime.stats import StepReport
-from paddock.runtime.tokenizer import Tokenizer
+from paddock.runtime.text.tokenizer import Tokenizer
 
 VOCAB_SIZE = 32_000
 BLOCK_SIZE = 32

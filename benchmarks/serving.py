@@ -33,7 +33,7 @@ import numpy as np
 from paddock.recipes import pipeline
 from paddock.recipes.any_checkpoint import recipe_for
 from paddock.recipes.compose import compose
-from paddock.runtime.sampling_params import SamplingParams
+from paddock.runtime.sampling.sampling_params import SamplingParams
 name, *overrides = json.loads(sys.argv[1])
 recipe, implied = recipe_for(name)
 running = pipeline.start(compose(recipe, (*implied, *overrides), []).recipe)

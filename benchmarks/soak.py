@@ -31,7 +31,7 @@ import openai
 import psutil
 
 from paddock import LLM, SamplingParams
-from paddock.runtime.structured_outputs import StructuredOutputs
+from paddock.runtime.sampling.structured_outputs import StructuredOutputs
 
 OVERRIDES = (
     "limits.max_sequences=8",

@@ -136,7 +136,7 @@ class ModelClass(Protocol):
 
     `task` (`Task`, "generate" where it is left out) says what its output is; a classifier's
     `reads` (`Reads`), of which tokens. `reads_source` is true of an encoder-decoder,
-    `hears` of one that is fed windows of a log-mel (`paddock.runtime.log_mel`).
+    `hears` of one that is fed windows of a log-mel (`paddock.runtime.audio.log_mel`).
     """
 
     Config: type[ModelConfig]

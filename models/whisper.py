@@ -112,7 +112,7 @@ class WhisperEncoder(Module):
         self.window = 3 * cfg.num_mel_bins
 
     def forward(self, step: Step) -> Tensor:
-        """Of `step.features`: see `paddock.runtime.log_mel.windows`."""
+        """Of `step.features`: see `paddock.runtime.audio.log_mel.windows`."""
         features = F.cast(step.features(3 * (self.window + 1)), current_graph().dtype)
         halves = F.split(features, *(self.window, 1) * 3)
         frames = (self.conv1.windows(*halves[i : i + 2]) for i in (0, 2, 4))

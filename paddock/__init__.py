@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from paddock.graph.errors import PaddockError
     from paddock.llm import LLM, Completion, Usage
     from paddock.runtime.outputs import Increment
-    from paddock.runtime.sampling_params import SamplingParams
+    from paddock.runtime.sampling.sampling_params import SamplingParams
 
 __all__ = ["LLM", "Completion", "Increment", "PaddockError", "SamplingParams", "Usage"]
 
@@ -26,7 +26,7 @@ _WHERE = {
     "Completion": "paddock.llm",
     "Increment": "paddock.runtime.outputs",
     "PaddockError": "paddock.graph.errors",
-    "SamplingParams": "paddock.runtime.sampling_params",
+    "SamplingParams": "paddock.runtime.sampling.sampling_params",
     "Usage": "paddock.llm",
 }
 

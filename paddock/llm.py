@@ -14,13 +14,12 @@ from paddock.recipes import pipeline
 from paddock.recipes.any_checkpoint import recipe_for
 from paddock.recipes.compose import compose
 from paddock.recipes.progress import SILENT, Progress
-from paddock.runtime.chat_template import Message
+from paddock.runtime.audio.log_mel import checked_sound, log_mel, windows
 from paddock.runtime.errors import QueueFull, RequestError
 from paddock.runtime.generate import generate
 from paddock.runtime.handle import RequestHandle
 from paddock.runtime.images.image_source import ImageSource, has_images
 from paddock.runtime.images.prepared import ImagePrompt
-from paddock.runtime.log_mel import checked_sound, log_mel, windows
 from paddock.runtime.outputs import (
     Increment,
     PromptLogprobs,
@@ -28,18 +27,19 @@ from paddock.runtime.outputs import (
     SequenceResult,
     Timing,
 )
-from paddock.runtime.request import FinishReason
-from paddock.runtime.sampling_params import SamplingParams
+from paddock.runtime.sampling.sampling_params import SamplingParams
+from paddock.runtime.scheduling.request import FinishReason
+from paddock.runtime.text.chat_template import Message
 
 if TYPE_CHECKING:
     from paddock.graph.dtype import Array
     from paddock.recipes.schema import Recipe
-    from paddock.runtime.encoder import Classification, Embedding, TaggedText
+    from paddock.runtime.encoders.encoder import Classification, Embedding, TaggedText
     from paddock.runtime.images.sight import Sight
     from paddock.runtime.loop import Loop
-    from paddock.runtime.sampler import SampledToken
+    from paddock.runtime.sampling.sampler import SampledToken
     from paddock.runtime.stats import Stats
-    from paddock.runtime.tokenizer import Tokenizer
+    from paddock.runtime.text.tokenizer import Tokenizer
 
 Prompt: TypeAlias = str | Sequence[int] | Sequence[Message] | ImagePrompt
 """Text, token ids, or the messages of a chat (to which the chat template is applied)."""
@@ -330,9 +330,10 @@ class LLM:
     ) -> list[Completion]:
         """The words in each sound, of a model that hears: 30 seconds of it at most.
 
-        A sound is samples in [-1, 1], 16000 a second, as `paddock.runtime.log_mel.read_wav` reads
-        them from a file. The recipe's `answer_language` (`<|fr|>`) is the language spoken, English
-        where it is left out. Raises `RequestError`.
+        A sound is samples in [-1, 1], 16000 a second, as `read_wav` of
+        `paddock.runtime.audio.log_mel` reads them from a file. The recipe's
+        `answer_language` (`<|fr|>`) is the language spoken, English where it is left out. Raises
+        `RequestError`.
         """
         heard = self._running.built.architecture.heard
         if heard is None:

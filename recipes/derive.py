@@ -14,10 +14,10 @@ from paddock.models.config import ConfigError
 from paddock.recipes.errors import RecipeError
 from paddock.recipes.machine import GIB, Machine
 from paddock.recipes.schema import Recipe
-from paddock.runtime.encoder_loop import EncoderLimits
+from paddock.runtime.encoders.encoder_loop import EncoderLimits
 from paddock.runtime.errors import RequestError
-from paddock.runtime.limits import Limits
-from paddock.runtime.sampling_params import SamplingParams
+from paddock.runtime.sampling.sampling_params import SamplingParams
+from paddock.runtime.scheduling.limits import Limits
 from paddock.weights.errors import WeightError
 from paddock.weights.json_file import read_json
 

@@ -45,17 +45,17 @@ from paddock.recipes.progress import SILENT, Progress
 from paddock.recipes.schema import Recipe
 from paddock.recipes.shelf import MANIFEST, Entry
 from paddock.recipes.tracing import Traced, trace_ranks, vocab_size
-from paddock.runtime.chat_template import ChatTemplates
 from paddock.runtime.distributed.front import RankGroup
-from paddock.runtime.encoder import Classifier, Encoder
-from paddock.runtime.encoder_loop import EncoderLoop
+from paddock.runtime.encoders.encoder import Classifier, Encoder
+from paddock.runtime.encoders.encoder_loop import EncoderLoop
+from paddock.runtime.encoders.sentence_files import MODULES, activation_of, read_sentence_files
 from paddock.runtime.engine_loop import EngineLoop
-from paddock.runtime.grammar import GuidanceGrammars
 from paddock.runtime.images.sight import Sight
 from paddock.runtime.loop import Loop
 from paddock.runtime.replicas import Replicas
-from paddock.runtime.sentence_files import MODULES, activation_of, read_sentence_files
-from paddock.runtime.tokenizer import Tokenizer
+from paddock.runtime.sampling.grammar import GuidanceGrammars
+from paddock.runtime.text.chat_template import ChatTemplates
+from paddock.runtime.text.tokenizer import Tokenizer
 from paddock.weights import Binding, Checkpoint, Ignore, prove
 from paddock.weights.bound import BoundWeights
 from paddock.weights.hub import LocalCheckpoint

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from paddock.runtime.errors import RequestError
-from paddock.runtime.sampling_params import SamplingParams
+from paddock.runtime.sampling.sampling_params import SamplingParams
 from paddock.runtime.server.settings import ServerSettings
 
 

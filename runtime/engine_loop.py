@@ -15,22 +15,22 @@ from typing import Protocol, Self, TypeVar
 from paddock.engines.protocol import Session, SessionLost
 from paddock.graph.dtype import Array
 from paddock.models.images import ImageForm
-from paddock.runtime.admission import Admission
-from paddock.runtime.ahead_stepper import AheadStepper
-from paddock.runtime.constraint import Grammars
 from paddock.runtime.errors import LoopClosed
 from paddock.runtime.handle import RequestHandle
 from paddock.runtime.images.prepared import ImagePrompt
 from paddock.runtime.intake import Intake, TextCodec
-from paddock.runtime.limits import Limits
 from paddock.runtime.outputs import Event
-from paddock.runtime.pipelined_stepper import PipelinedStepper
-from paddock.runtime.prefix_hash import PrefixHasher
-from paddock.runtime.request import FinishReason, Request, State
-from paddock.runtime.sampling_params import SamplingParams
-from paddock.runtime.scheduler import Scheduler
+from paddock.runtime.sampling.constraint import Grammars
+from paddock.runtime.sampling.sampling_params import SamplingParams
+from paddock.runtime.scheduling.admission import Admission
+from paddock.runtime.scheduling.limits import Limits
+from paddock.runtime.scheduling.prefix_hash import PrefixHasher
+from paddock.runtime.scheduling.request import FinishReason, Request, State
+from paddock.runtime.scheduling.scheduler import Scheduler
 from paddock.runtime.stats import Stats, StepReport, TokenRate
-from paddock.runtime.stepper import Stepper
+from paddock.runtime.steps.ahead_stepper import AheadStepper
+from paddock.runtime.steps.pipelined_stepper import PipelinedStepper
+from paddock.runtime.steps.stepper import Stepper
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +75,8 @@ class EngineLoop:
         Without a tokenizer prompts are token ids, and there is no text; without `grammars` there
         are no structured outputs. `answer_begins`: the tokens with which every answer of an
         encoder-decoder begins; prompts are then what its encoder reads, or, with `heard`, features
-        of this shape (`paddock.runtime.log_mel`). `image_form`: what images are to a model that
-        sees; a prompt may be an `ImagePrompt` then.
+        of this shape (`paddock.runtime.audio.log_mel`). `image_form`: what images are to a model
+        that sees; a prompt may be an `ImagePrompt` then.
         """
         self.limits = limits
         self._session = session

@@ -9,7 +9,7 @@ from paddock.runtime.handle import RequestHandle
 from paddock.runtime.images.prepared import ImagePrompt
 from paddock.runtime.loop import Loop
 from paddock.runtime.outputs import RequestResult
-from paddock.runtime.sampling_params import SamplingParams
+from paddock.runtime.sampling.sampling_params import SamplingParams
 
 Prompt = str | Sequence[int] | ImagePrompt
 

@@ -20,10 +20,10 @@ from paddock.runtime.outputs import (
     SequenceResult,
     Timing,
 )
-from paddock.runtime.request import FinishReason, Request
-from paddock.runtime.sampler import SampledToken
-from paddock.runtime.sampling_params import SamplingParams
-from paddock.runtime.text_stream import TextStream
+from paddock.runtime.sampling.sampler import SampledToken
+from paddock.runtime.sampling.sampling_params import SamplingParams
+from paddock.runtime.scheduling.request import FinishReason, Request
+from paddock.runtime.text.text_stream import TextStream
 
 _MANY = 64
 """Events that come together where nobody waits for each: text is made of them in one go, which

@@ -11,22 +11,22 @@ import numpy as np
 from paddock.engines.protocol import Session
 from paddock.graph.dtype import Array
 from paddock.models.images import ImageForm
-from paddock.runtime.bad_words import bad_words_token_ids
-from paddock.runtime.constraint import Constraint, Grammars
 from paddock.runtime.errors import RequestError, RequestTooLarge
 from paddock.runtime.images.prepared import ImagePrompt, PlacedImage
-from paddock.runtime.limits import Limits
-from paddock.runtime.prefix_hash import PrefixHasher
-from paddock.runtime.request import Request, TokenIds
-from paddock.runtime.sampler import SequenceSampler
-from paddock.runtime.sampling_params import SamplingParams
-from paddock.runtime.text_stream import Decoder, TextStream
+from paddock.runtime.sampling.constraint import Constraint, Grammars
+from paddock.runtime.sampling.sampler import SequenceSampler
+from paddock.runtime.sampling.sampling_params import SamplingParams
+from paddock.runtime.scheduling.limits import Limits
+from paddock.runtime.scheduling.prefix_hash import PrefixHasher
+from paddock.runtime.scheduling.request import Request, TokenIds
+from paddock.runtime.text.bad_words import bad_words_token_ids
+from paddock.runtime.text.text_stream import Decoder, TextStream
 
 MAX_PRIORITY = 100
 
 
 class TextCodec(Protocol):
-    """What the loop needs of a tokenizer; `paddock.runtime.tokenizer.Tokenizer` has it."""
+    """What the loop needs of a tokenizer; `paddock.runtime.text.tokenizer.Tokenizer` has it."""
 
     @property
     def eos_token_ids(self) -> frozenset[int]: ...

@@ -9,8 +9,8 @@ from paddock.graph.dtype import Array
 from paddock.runtime.engine_loop import Listener
 from paddock.runtime.handle import RequestHandle
 from paddock.runtime.images.prepared import ImagePrompt
-from paddock.runtime.limits import Limits
-from paddock.runtime.sampling_params import SamplingParams
+from paddock.runtime.sampling.sampling_params import SamplingParams
+from paddock.runtime.scheduling.limits import Limits
 from paddock.runtime.stats import Stats
 
 

@@ -17,8 +17,8 @@ from paddock.graph.ops import Gather, Weight
 from paddock.graph.tensor import fixed
 from paddock.runtime.loop import Loop
 from paddock.runtime.outputs import RequestResult
-from paddock.runtime.request import Request
-from paddock.runtime.sampling_params import SamplingParams
+from paddock.runtime.sampling.sampling_params import SamplingParams
+from paddock.runtime.scheduling.request import Request
 from paddock.runtime.stats import StepReport
 
 

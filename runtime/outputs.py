@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from paddock.runtime.request import FinishReason
+from paddock.runtime.scheduling.request import FinishReason
 
 if TYPE_CHECKING:
-    from paddock.runtime.sampler import SampledToken
+    from paddock.runtime.sampling.sampler import SampledToken
 
 PromptLogprobs = tuple["SampledToken | None", ...]
 

@@ -17,11 +17,11 @@ from paddock.runtime.errors import LoopClosed, QueueFull
 from paddock.runtime.handle import RequestHandle
 from paddock.runtime.images.prepared import ImagePrompt, PlacedImage
 from paddock.runtime.intake import TextCodec
-from paddock.runtime.limits import Limits
-from paddock.runtime.prefix_hash import PrefixHasher
-from paddock.runtime.request import Request
 from paddock.runtime.routing import Router
-from paddock.runtime.sampling_params import SamplingParams
+from paddock.runtime.sampling.sampling_params import SamplingParams
+from paddock.runtime.scheduling.limits import Limits
+from paddock.runtime.scheduling.prefix_hash import PrefixHasher
+from paddock.runtime.scheduling.request import Request
 from paddock.runtime.stats import Stats, StepReport
 
 LOOK_S = 0.5

@@ -32,7 +32,8 @@ class ChooseTokens(Op):
     """logits f32 [rows, vocabulary], `Choices`, last tokens i32 [slots] -> tokens i32 [rows], and
     the last tokens with these under their slots. A token is -1 where no logit is a number.
 
-    The filters are those of `paddock.runtime.token_filters`, in its order: top-k, top-p, min-p.
+    The filters are those of `paddock.runtime.sampling.token_filters`, in its order: top-k, top-p,
+    min-p.
     """
 
     def infer(self, logits: TensorType, *rest: TensorType) -> tuple[TensorType, TensorType]:

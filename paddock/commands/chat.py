@@ -35,7 +35,7 @@ from paddock.commands.terminal import format_seconds, remark, write_text
 if TYPE_CHECKING:
     from paddock.llm import LLM
     from paddock.runtime.outputs import RequestResult
-    from paddock.runtime.sampling_params import SamplingParams
+    from paddock.runtime.sampling.sampling_params import SamplingParams
 
 USAGE = "NAME [key=value ...] [--system TEXT] [options]"
 
@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _params(settings: dict[str, Any]) -> SamplingParams:
     from paddock.runtime.errors import RequestError
-    from paddock.runtime.sampling_params import SamplingParams
+    from paddock.runtime.sampling.sampling_params import SamplingParams
 
     try:
         return SamplingParams(**settings)

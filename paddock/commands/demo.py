@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _show(llm: LLM, text: str, seed: int, *, chat: bool = False) -> RequestResult:
     """Stream one answer behind its prompt."""
-    from paddock.runtime.sampling_params import SamplingParams
+    from paddock.runtime.sampling.sampling_params import SamplingParams
 
     if chat:
         print(f"> {text}")
@@ -96,7 +96,7 @@ def _show(llm: LLM, text: str, seed: int, *, chat: bool = False) -> RequestResul
 
 def _speeds(llm: LLM, one: RequestResult) -> str:
     """One sequence alone, and several together."""
-    from paddock.runtime.sampling_params import SamplingParams
+    from paddock.runtime.sampling.sampling_params import SamplingParams
 
     times = one.timing.token_times[0]
     alone = (len(times) - 1) / (times[-1] - times[0])

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from paddock.recipes.progress import Progress
     from paddock.runtime.images.prepared import ImagePrompt
     from paddock.runtime.outputs import SequenceResult
-    from paddock.runtime.sampler import SampledToken
-    from paddock.runtime.sampling_params import SamplingParams
+    from paddock.runtime.sampling.sampler import SampledToken
+    from paddock.runtime.sampling.sampling_params import SamplingParams
 
 USAGE = "NAME [key=value ...] [--prompt TEXT ...] [options]"
 
@@ -88,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
 def _params(asked: Sequence[prompts.Prompt], flags: dict[str, Any]) -> list[SamplingParams]:
     """The settings of each prompt. Raises `UsageError`, which names the prompt's line."""
     from paddock.runtime.errors import RequestError
-    from paddock.runtime.sampling_params import SamplingParams
+    from paddock.runtime.sampling.sampling_params import SamplingParams
 
     try:
         shared = SamplingParams(**flags)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from paddock.recipes.schema import Recipe
     from paddock.runtime.images.prepared import ImagePrompt
     from paddock.runtime.images.sight import Sight
-    from paddock.runtime.tokenizer import Tokenizer
+    from paddock.runtime.text.tokenizer import Tokenizer
 
 Content: TypeAlias = Any
 """Text, token ids, or the messages of a chat."""

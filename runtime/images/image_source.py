@@ -16,7 +16,7 @@ from paddock.runtime.errors import RequestError
 from paddock.runtime.images.image_file import ImageLimits
 
 if TYPE_CHECKING:
-    from paddock.runtime.chat_template import Message
+    from paddock.runtime.text.chat_template import Message
 
 FETCH_SECONDS = 10.0
 PARTS = ("image", "image_url", "input_image")

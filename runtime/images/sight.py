@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from paddock.models.images import ImageForm
-from paddock.runtime.chat_template import Message
 from paddock.runtime.errors import RequestError
 from paddock.runtime.images.image_file import ImageLimits, decode
 from paddock.runtime.images.image_processor import ImageProcessor, read_image_processor
 from paddock.runtime.images.image_source import ImageSource
 from paddock.runtime.images.prepared import ImagePrompt, PlacedImage, PreparedImage, prepare
-from paddock.runtime.tokenizer import Tokenizer
+from paddock.runtime.text.chat_template import Message
+from paddock.runtime.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from paddock.graph.errors import PaddockError
-from paddock.runtime.constraint import ConstraintError
 from paddock.runtime.errors import LoopClosed, QueueFull, RequestError, RequestTooLarge
 from paddock.runtime.errors import RequestFailed as EngineFailed
-from paddock.runtime.logprobs import LogitsError
+from paddock.runtime.sampling.constraint import ConstraintError
+from paddock.runtime.sampling.logprobs import LogitsError
 
 
 class ErrorDetail(BaseModel):

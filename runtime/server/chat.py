@@ -8,8 +8,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from paddock.runtime.handle import RequestHandle
-from paddock.runtime.logprobs import SampledToken
 from paddock.runtime.outputs import Increment, SequenceResult
+from paddock.runtime.sampling.logprobs import SampledToken
 from paddock.runtime.server.api_errors import as_api_error
 from paddock.runtime.server.chat_plan import ChatPlan, Reading, plan
 from paddock.runtime.server.chat_schema import (
@@ -37,12 +37,7 @@ from paddock.runtime.server.event_stream import (
     event,
     while_connected,
 )
-from paddock.runtime.server.increments import finish_of, results
-from paddock.runtime.server.request_context import RequestContext, context_of
-from paddock.runtime.server.served_model import Ask, ServedModel
-from paddock.runtime.server.strict_body import StrictRoute
-from paddock.runtime.server.token_texts import TokenTexts
-from paddock.runtime.server.tool_deltas import (
+from paddock.runtime.server.formats.tool_deltas import (
     CallArguments,
     CallBegins,
     Content,
@@ -50,6 +45,11 @@ from paddock.runtime.server.tool_deltas import (
     Reasoning,
     joined,
 )
+from paddock.runtime.server.increments import finish_of, results
+from paddock.runtime.server.request_context import RequestContext, context_of
+from paddock.runtime.server.served_model import Ask, ServedModel
+from paddock.runtime.server.strict_body import StrictRoute
+from paddock.runtime.server.token_texts import TokenTexts
 from paddock.runtime.server.usage import Usage, usage_of, usage_of_results
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paddock.runtime.images.prepared import ImagePrompt
-from paddock.runtime.server import reasoning, tool_formats
+from paddock.runtime.sampling.structured_outputs import StructuredOutputs
 from paddock.runtime.server.api_errors import ApiError
 from paddock.runtime.server.chat_schema import (
     ChatMessage,
@@ -22,15 +22,15 @@ from paddock.runtime.server.chat_schema import (
     TextPart,
     Tool,
 )
-from paddock.runtime.server.harmony import HarmonyReasoning
-from paddock.runtime.server.reasoning import ReasoningTokens
+from paddock.runtime.server.formats import reasoning, tool_formats
+from paddock.runtime.server.formats.harmony import HarmonyReasoning
+from paddock.runtime.server.formats.reasoning import ReasoningTokens
+from paddock.runtime.server.formats.tool_deltas import OutputParser
 from paddock.runtime.server.sampling_fields import sampling_params
 from paddock.runtime.server.served import Served
 from paddock.runtime.server.served_model import Ask, ServedModel
 from paddock.runtime.server.structures import Rules, check_size, structured
 from paddock.runtime.server.token_texts import TokenTexts
-from paddock.runtime.server.tool_deltas import OutputParser
-from paddock.runtime.structured_outputs import StructuredOutputs
 
 _OURS = frozenset(
     (

@@ -10,8 +10,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from paddock.runtime.handle import RequestHandle
-from paddock.runtime.logprobs import SampledToken
 from paddock.runtime.outputs import Increment, PromptLogprobs
+from paddock.runtime.sampling.logprobs import SampledToken
 from paddock.runtime.server.api_errors import ApiError, as_api_error
 from paddock.runtime.server.completion_schema import (
     Completion,

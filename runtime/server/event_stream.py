@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from paddock.runtime.handle import RequestHandle, Subscriber
 from paddock.runtime.outputs import Increment
-from paddock.runtime.request import FinishReason
+from paddock.runtime.scheduling.request import FinishReason
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from paddock.runtime.handle import RequestHandle
 from paddock.runtime.outputs import RequestResult
-from paddock.runtime.request import FinishReason
+from paddock.runtime.scheduling.request import FinishReason
 from paddock.runtime.server.api_errors import unavailable
 
 Finish = Literal["stop", "length"]

@@ -15,9 +15,9 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from paddock.runtime.encoder import Encoder
+from paddock.runtime.encoders.encoder import Encoder
 from paddock.runtime.loop import Loop
-from paddock.runtime.request import FinishReason, Request
+from paddock.runtime.scheduling.request import FinishReason, Request
 from paddock.runtime.stats import StepReport
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

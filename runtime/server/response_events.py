@@ -15,6 +15,13 @@ from typing import Any
 from pydantic import BaseModel
 
 from paddock.runtime.server.chat_plan import Reading
+from paddock.runtime.server.formats.tool_deltas import (
+    CallArguments,
+    CallBegins,
+    Content,
+    Delta,
+    Reasoning,
+)
 from paddock.runtime.server.increments import Finish
 from paddock.runtime.server.responses_schema import (
     IncompleteDetails,
@@ -29,13 +36,6 @@ from paddock.runtime.server.responses_schema import (
     ResponseObject,
     ResponseUsage,
     Status,
-)
-from paddock.runtime.server.tool_deltas import (
-    CallArguments,
-    CallBegins,
-    Content,
-    Delta,
-    Reasoning,
 )
 
 Event = dict[str, Any]

@@ -29,6 +29,7 @@ from paddock.runtime.server.chat_schema import (
 )
 from paddock.runtime.server.documented import STREAMED_OR_NOT
 from paddock.runtime.server.event_stream import EventStream, event, while_connected
+from paddock.runtime.server.formats.tool_deltas import Content, joined
 from paddock.runtime.server.increments import finish_of, results
 from paddock.runtime.server.request_context import RequestContext, context_of
 from paddock.runtime.server.response_events import Event, ResponseBuilder
@@ -51,7 +52,6 @@ from paddock.runtime.server.responses_schema import (
 from paddock.runtime.server.sampling_fields import SamplingFields
 from paddock.runtime.server.served_model import ServedModel
 from paddock.runtime.server.strict_body import StrictRoute
-from paddock.runtime.server.tool_deltas import Content, joined
 from paddock.runtime.server.usage import usage_of
 
 WANTS_LOGPROBS = "message.output_text.logprobs"

@@ -9,12 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from paddock.runtime.encoder import Encoder
+from paddock.runtime.encoders.encoder import Encoder
 from paddock.runtime.errors import QueueFull
 from paddock.runtime.images.sight import Sight
 from paddock.runtime.server.api_errors import ApiError, unavailable
 from paddock.runtime.server.settings import ServerSettings
-from paddock.runtime.tokenizer import Tokenizer
+from paddock.runtime.text.tokenizer import Tokenizer
 
 Result = TypeVar("Result")
 

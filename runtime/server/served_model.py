@@ -12,8 +12,8 @@ from weakref import WeakSet
 from paddock.runtime.handle import RequestHandle
 from paddock.runtime.images.prepared import ImagePrompt
 from paddock.runtime.loop import Loop
-from paddock.runtime.sampling_params import SamplingParams
-from paddock.runtime.server import reasoning, tool_formats
+from paddock.runtime.sampling.sampling_params import SamplingParams
+from paddock.runtime.server.formats import reasoning, tool_formats
 from paddock.runtime.server.served import Served, Watched
 from paddock.runtime.server.token_texts import TokenTexts
 

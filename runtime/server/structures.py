@@ -7,10 +7,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from paddock.runtime.grammar import JSON_FORM
+from paddock.runtime.sampling.grammar import JSON_FORM
+from paddock.runtime.sampling.structured_outputs import StructuredOutputs
 from paddock.runtime.server.api_errors import ApiError
 from paddock.runtime.server.settings import ServerSettings
-from paddock.runtime.structured_outputs import StructuredOutputs
 
 
 def structured(settings: ServerSettings, param: str, **wanted: Any) -> StructuredOutputs:

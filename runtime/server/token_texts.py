@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paddock.runtime.tokenizer import Tokenizer
+from paddock.runtime.text.tokenizer import Tokenizer
 
 
 class TokenTexts:

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paddock.runtime.chat_template import ChatTemplates
 from paddock.runtime.errors import RequestError
 from paddock.runtime.strict_json import TokenizerError
-from paddock.runtime.template_sandbox import SandboxedTemplates
+from paddock.runtime.text.chat_template import ChatTemplates
+from paddock.runtime.text.template_sandbox import SandboxedTemplates
 from tests.fuzz.bounds import Hung, bounded, fuzz
 
 ENVIRONMENT = SandboxedTemplates()

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paddock.runtime.errors import RequestError
-from paddock.runtime.tokenizer import Tokenizer, TokenizerError
+from paddock.runtime.text.tokenizer import Tokenizer, TokenizerError
 from tests.fuzz.bounds import bounded, fuzz
 from tests.runtime.tiny_tokenizers import byte_level, sentencepiece_like
 

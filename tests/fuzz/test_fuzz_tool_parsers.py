@@ -11,10 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paddock.runtime.server.deepseek_calls import CALL_BEGIN, CALL_END, SEPARATOR
-from paddock.runtime.server.reasoning import ReasoningParser
-from paddock.runtime.server.tool_deltas import CallArguments, CallBegins, Content, OutputParser
-from paddock.runtime.server.tool_formats import FORMATS, parser
+from paddock.runtime.server.formats.deepseek_calls import CALL_BEGIN, CALL_END, SEPARATOR
+from paddock.runtime.server.formats.reasoning import ReasoningParser
+from paddock.runtime.server.formats.tool_deltas import (
+    CallArguments,
+    CallBegins,
+    Content,
+    OutputParser,
+)
+from paddock.runtime.server.formats.tool_formats import FORMATS, parser
 from tests.fuzz.bounds import bounded, fuzz
 
 PIECES = st.one_of(

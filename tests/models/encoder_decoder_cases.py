@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from paddock.graph import Array
-from paddock.runtime.log_mel import windows
+from paddock.runtime.audio.log_mel import windows
 
 Config = dict[str, Any]
 SEEDS = (1, 2, 3)

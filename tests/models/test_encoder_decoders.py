@@ -13,8 +13,8 @@ from paddock.layers import trace
 from paddock.models import registry
 from paddock.runtime.engine_loop import EngineLoop
 from paddock.runtime.errors import RequestError, RequestTooLarge
-from paddock.runtime.limits import Limits
-from paddock.runtime.sampling_params import SamplingParams
+from paddock.runtime.sampling.sampling_params import SamplingParams
+from paddock.runtime.scheduling.limits import Limits
 from tests.models.bound_checkpoint import BoundCheckpoint
 from tests.models.encoder_decoder_cases import CONTEXT, NAMES, EncoderDecoderCase
 from tests.models.encoder_decoder_steps import made, play

@@ -21,9 +21,9 @@ from paddock.models import registry
 from paddock.runtime.engine_loop import EngineLoop
 from paddock.runtime.errors import RequestError, RequestTooLarge
 from paddock.runtime.images.prepared import ImagePrompt, PlacedImage, prepare
-from paddock.runtime.limits import Limits
 from paddock.runtime.outputs import RequestResult
-from paddock.runtime.sampling_params import SamplingParams
+from paddock.runtime.sampling.sampling_params import SamplingParams
+from paddock.runtime.scheduling.limits import Limits
 from tests.models.bound_checkpoint import BoundCheckpoint
 from tests.models.opened import ENGINES, OPTIONS, TOLERANCE, engine_kind
 from tests.models.play import Plan, chunks, decode, relative_error, step_inputs, together, whole

@@ -17,8 +17,8 @@ from paddock.commands.sampling_flags import (
     read_setting,
     sampling_settings,
 )
-from paddock.runtime.sampling_params import SamplingParams
-from paddock.runtime.structured_outputs import StructuredOutputs
+from paddock.runtime.sampling.sampling_params import SamplingParams
+from paddock.runtime.sampling.structured_outputs import StructuredOutputs
 
 
 def parser() -> CommandParser:

@@ -16,7 +16,7 @@ import paddock.recipes.any_checkpoint
 from paddock import LLM, Completion, PaddockError, SamplingParams
 from paddock.llm import Prompt
 from paddock.runtime.errors import LoopClosed, RequestError, RequestTooLarge
-from paddock.runtime.request import FinishReason
+from paddock.runtime.scheduling.request import FinishReason
 
 PROMPTS = ["The ls command", "A symbolic link", "To install a package,", "The kernel"]
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8)

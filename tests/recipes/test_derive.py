@@ -23,7 +23,7 @@ from paddock.recipes.derive import (
 from paddock.recipes.errors import RecipeError
 from paddock.recipes.machine import GIB, Machine
 from paddock.recipes.schema import Recipe
-from paddock.runtime.limits import Limits
+from paddock.runtime.scheduling.limits import Limits
 
 MACHINE = Machine(2, 24 * GIB, 20 * GIB, "x86_64", frozenset(("avx512_bf16",)))
 OLD = dataclasses.replace(MACHINE, features=frozenset(("avx2",)))

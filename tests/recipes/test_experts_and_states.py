@@ -23,7 +23,7 @@ from paddock.recipes import verify
 from paddock.recipes.pipeline import build, open_engine
 from paddock.recipes.schema import Recipe
 from paddock.runtime.engine_loop import EngineLoop
-from paddock.runtime.sampling_params import SamplingParams
+from paddock.runtime.sampling.sampling_params import SamplingParams
 from tests.models.drawn_families import FAMILIES
 from tests.runtime.harness import make_limits
 from tests.runtime.test_batch_independence import NotClosed, continue_alone

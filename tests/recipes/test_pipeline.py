@@ -28,7 +28,7 @@ from paddock.recipes.machine import measure
 from paddock.recipes.pipeline import BuiltEngine
 from paddock.recipes.progress import SILENT, Progress
 from paddock.recipes.schema import Recipe
-from paddock.runtime.sampling_params import SamplingParams
+from paddock.runtime.sampling.sampling_params import SamplingParams
 from paddock.weights.errors import WeightError
 
 Copy = Callable[..., Path]

@@ -26,7 +26,7 @@ from paddock.recipes.build_cache import BuildCache
 from paddock.recipes.compose import compose
 from paddock.recipes.errors import RecipeError
 from paddock.recipes.shelf import Entry
-from paddock.runtime.sampling_params import SamplingParams
+from paddock.runtime.sampling.sampling_params import SamplingParams
 from paddock.weights.errors import WeightError
 from tests.engines.tensorrt.networks import defined
 from tests.engines.tensorrt.refitter_double import ADA, installed, readable

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from paddock import LLM
-from paddock.runtime.sentence_files import activation_of, read_sentence_files
+from paddock.runtime.encoders.sentence_files import activation_of, read_sentence_files
 from paddock.runtime.strict_json import TokenizerError
 from tests import minilm
 

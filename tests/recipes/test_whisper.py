@@ -14,8 +14,8 @@ import pytest
 
 from paddock import LLM, SamplingParams
 from paddock.recipes.derive import answer_begins
+from paddock.runtime.audio.log_mel import SAMPLE_RATE, log_mel, read_wav
 from paddock.runtime.errors import RequestError
-from paddock.runtime.log_mel import SAMPLE_RATE, log_mel, read_wav
 from tests.models.encoder_decoder_cases import EncoderDecoderCase
 
 pytestmark = pytest.mark.skipif(

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paddock.runtime.sampler import SampledToken, SequenceSampler, prompt_logprobs, sample
-from paddock.runtime.sampling_params import SamplingParams
+from paddock.runtime.sampling.sampler import SampledToken, SequenceSampler, prompt_logprobs, sample
+from paddock.runtime.sampling.sampling_params import SamplingParams
 from tests.runtime.history_session import history_logits
 from tests.runtime.letter_tokenizer import END, VOCAB_SIZE, LetterTokenizer, text_of
 

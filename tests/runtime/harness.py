@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from paddock.engines.protocol import Session
-from paddock.runtime.admission import Admission
 from paddock.runtime.handle import RequestHandle
 from paddock.runtime.intake import Intake
-from paddock.runtime.limits import Limits
 from paddock.runtime.outputs import RequestResult
-from paddock.runtime.pipelined_stepper import PipelinedStepper
-from paddock.runtime.prefix_hash import PrefixHasher
-from paddock.runtime.request import FinishReason, Request
-from paddock.runtime.sampling_params import SamplingParams
-from paddock.runtime.scheduler import Decision, Scheduler
-from paddock.runtime.stepper import Stepper
+from paddock.runtime.sampling.sampling_params import SamplingParams
+from paddock.runtime.scheduling.admission import Admission
+from paddock.runtime.scheduling.limits import Limits
+from paddock.runtime.scheduling.prefix_hash import PrefixHasher
+from paddock.runtime.scheduling.request import FinishReason, Request
+from paddock.runtime.scheduling.scheduler import Decision, Scheduler
+from paddock.runtime.steps.pipelined_stepper import PipelinedStepper
+from paddock.runtime.steps.stepper import Stepper
 from tests.runtime.history_session import HistorySession
 from tests.runtime.letter_tokenizer import VOCAB_SIZE, LetterTokenizer
 from tests.runtime.staged_session import StagedSession

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from paddock.engines.protocol import StepInputs
 from paddock.graph.dtype import Array
-from paddock.runtime.limits import Limits
+from paddock.runtime.scheduling.limits import Limits
 
 NEVER_WRITTEN = -1
 

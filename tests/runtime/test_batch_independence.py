@@ -24,10 +24,10 @@ from paddock.recipes import pipeline
 from paddock.recipes.compose import compose
 from paddock.runtime.engine_loop import EngineLoop
 from paddock.runtime.generate import generate
-from paddock.runtime.request import FinishReason, Request
-from paddock.runtime.sampler import SequenceSampler, sample
-from paddock.runtime.sampling_params import SamplingParams
-from paddock.runtime.token_filters import kept_weights
+from paddock.runtime.sampling.sampler import SequenceSampler, sample
+from paddock.runtime.sampling.sampling_params import SamplingParams
+from paddock.runtime.sampling.token_filters import kept_weights
+from paddock.runtime.scheduling.request import FinishReason, Request
 from tests.models.opened import opened
 from tests.models.parity_cases import LLAMA, Case
 from tests.runtime.harness import Harness, make_limits

@@ -24,9 +24,9 @@ from paddock.runtime.errors import (
     RequestTooLarge,
 )
 from paddock.runtime.handle import RequestHandle, Subscriber
-from paddock.runtime.limits import Limits
-from paddock.runtime.request import FinishReason, Request
-from paddock.runtime.sampling_params import SamplingParams
+from paddock.runtime.sampling.sampling_params import SamplingParams
+from paddock.runtime.scheduling.limits import Limits
+from paddock.runtime.scheduling.request import FinishReason, Request
 from paddock.runtime.stats import StepReport
 from tests.runtime.alone import run_alone
 from tests.runtime.harness import make_limits
@@ -541,7 +541,7 @@ def test_an_error_in_the_with_block_does_not_wait_for_long_texts(session: GatedS
 PROGRAM = """
 import os, signal, sys, threading, time
 from paddock.runtime.engine_loop import EngineLoop
-from paddock.runtime.sampling_params import SamplingParams
+from paddock.runtime.sampling.sampling_params import SamplingParams
 from tests.runtime.harness import make_limits
 from tests.runtime.history_session import HistorySession
 

@@ -10,7 +10,7 @@ from paddock.runtime.engine_loop import EngineLoop
 from paddock.runtime.errors import RequestError, RequestFailed, RequestTooLarge
 from paddock.runtime.generate import generate
 from paddock.runtime.outputs import RequestResult
-from paddock.runtime.sampling_params import SamplingParams
+from paddock.runtime.sampling.sampling_params import SamplingParams
 from tests.runtime.alone import run_alone
 from tests.runtime.harness import make_limits
 from tests.runtime.history_session import HistorySession

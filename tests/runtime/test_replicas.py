@@ -16,11 +16,11 @@ from paddock.graph.dtype import Array
 from paddock.runtime.engine_loop import EngineLoop
 from paddock.runtime.errors import LoopClosed, QueueFull, RequestError, RequestFailed
 from paddock.runtime.generate import generate
-from paddock.runtime.limits import Limits
 from paddock.runtime.replicas import Replicas
-from paddock.runtime.request import Request
 from paddock.runtime.routing import EXCESS, Router
-from paddock.runtime.sampling_params import SamplingParams
+from paddock.runtime.sampling.sampling_params import SamplingParams
+from paddock.runtime.scheduling.limits import Limits
+from paddock.runtime.scheduling.request import Request
 from paddock.runtime.server.health import health_of
 from paddock.runtime.stats import StepReport
 from tests.runtime.alone import run_alone

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from paddock.runtime.errors import QueueFull, RequestTooLarge
-from paddock.runtime.limits import Limits
-from paddock.runtime.request import FinishReason, Request
+from paddock.runtime.scheduling.limits import Limits
+from paddock.runtime.scheduling.request import FinishReason, Request
 from tests.runtime.alone import run_alone, run_alone_prompt_logprobs
 from tests.runtime.harness import Harness, make_limits
 from tests.runtime.letter_tokenizer import VOCAB_SIZE

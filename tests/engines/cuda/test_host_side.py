@@ -256,8 +256,8 @@ def test_an_engine_is_read_back(tmp_path: Any) -> None:
 def test_choosing_on_the_device_is_the_samplers_own() -> None:
     """The definition that kernels are held to draws what the CPU's sampler draws."""
     from paddock.engines.cuda.choose import ChooseTokens
-    from paddock.runtime.sampler import SequenceSampler, sample
-    from paddock.runtime.sampling_params import SamplingParams
+    from paddock.runtime.sampling.sampler import SequenceSampler, sample
+    from paddock.runtime.sampling.sampling_params import SamplingParams
 
     random = np.random.default_rng(3)
     agreed = total = 0

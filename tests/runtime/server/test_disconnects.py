@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from paddock.runtime.request import Request
+from paddock.runtime.scheduling.request import Request
 from tests.runtime.server.in_process import InProcess, serve_in_process
 
 PROMPT = "The ls command lists the files of a directory, and so does the command dir. " * 3

@@ -109,7 +109,7 @@ def test_an_error_in_sampling(inside: InProcess, monkeypatch: pytest.MonkeyPatch
     def fail(*_: Any) -> Any:
         raise ValueError("no dice")
 
-    monkeypatch.setattr("paddock.runtime.stepper.sample", fail)
+    monkeypatch.setattr("paddock.runtime.steps.stepper.sample", fail)
     status, _, answer = inside.ask("/v1/completions", ASK)
     assert (status, "no dice" in answer["error"]["message"]) == (500, True)
     monkeypatch.undo()

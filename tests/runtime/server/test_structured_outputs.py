@@ -13,7 +13,7 @@ from jsonschema.exceptions import ValidationError
 
 from paddock import LLM, SamplingParams
 from paddock.runtime.errors import RequestError
-from paddock.runtime.structured_outputs import StructuredOutputs
+from paddock.runtime.sampling.structured_outputs import StructuredOutputs
 from tests.runtime.server.random_schemas import random_schema
 from tests.runtime.server.serving import Serving
 

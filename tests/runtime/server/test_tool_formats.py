@@ -11,18 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paddock.recipes.pipeline import DEMO
-from paddock.runtime.grammar import GuidanceGrammars
-from paddock.runtime.server.deepseek_calls import (
+from paddock.runtime.sampling.grammar import GuidanceGrammars
+from paddock.runtime.server.formats.deepseek_calls import (
     CALL_BEGIN,
     CALL_END,
     CALLS_BEGIN,
     CALLS_END,
     SEPARATOR,
 )
-from paddock.runtime.server.harmony import HarmonyReasoning
-from paddock.runtime.server.reasoning import ReasoningParser, prompt_opens_reasoning
-from paddock.runtime.server.structures import Rules
-from paddock.runtime.server.tool_deltas import (
+from paddock.runtime.server.formats.harmony import HarmonyReasoning
+from paddock.runtime.server.formats.reasoning import ReasoningParser, prompt_opens_reasoning
+from paddock.runtime.server.formats.tool_deltas import (
     CallArguments,
     CallBegins,
     Content,
@@ -30,7 +29,7 @@ from paddock.runtime.server.tool_deltas import (
     OutputParser,
     Reasoning,
 )
-from paddock.runtime.server.tool_formats import (
+from paddock.runtime.server.formats.tool_formats import (
     FORMATS,
     Function,
     Plain,
@@ -39,7 +38,8 @@ from paddock.runtime.server.tool_formats import (
     parser,
     words,
 )
-from paddock.runtime.tokenizer import Tokenizer
+from paddock.runtime.server.structures import Rules
+from paddock.runtime.text.tokenizer import Tokenizer
 
 # Forms are easier to compare one a line.
 # ruff: noqa: E501
