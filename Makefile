@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 # pip can read [dependency-groups] from 25.1 on; the version is bounded below for that.
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet
 
-.PHONY: demo test test-slow test-hosts fuzz test-gpu check format golden parity tensorrt clean
+.PHONY: demo test test-slow test-hosts fuzz test-gpu test-tensorrt-matrix check format golden parity tensorrt clean
 
 demo: $(VENV)/.installed  ## generate text from the bundled checkpoint
 	@$(BIN)/paddock demo
@@ -26,6 +26,9 @@ test-hosts: $(VENV)/.test  ## ranks on two hosts: network namespaces, by root or
 
 test-gpu: $(VENV)/.gpu  ## the tests of the cuda engine, on a machine with an NVIDIA GPU
 	@$(BIN)/python -m pytest -q -m gpu
+
+test-tensorrt-matrix: $(VENV)/.test $(VENV)/.tensorrt  ## NVIDIA's compiler over every class of the zoo in every form: an hour and a half
+	@$(BIN)/python -m pytest -q tests/engines/tensorrt/test_matrix.py
 
 check: $(VENV)/.check  ## formatting, lint, types, import direction
 	@$(BIN)/ruff format --check .
@@ -68,6 +71,8 @@ $(VENV)/.parity: $(VENV)/.test
 
 $(VENV)/.tensorrt: $(VENV)/.test
 	@$(PIP) --group tensorrt
+	@touch $@
+
 $(VENV)/.gpu: $(VENV)/.test
 	@$(PIP) --editable '.[cuda]'
 	@touch $@

@@ -26,7 +26,6 @@ TARGETS = {
     DType.F32: ["sm80", "sm86", "sm89", "sm120", "sm121"],
 }
 INT8, INT4 = QuantFormat(DType.I8), QuantFormat(DType.I4, 8)
-FORMATS = {"whole": None, "int8": INT8, "int4": INT4, "fp8": FP8}
 
 
 def compiled(
@@ -62,17 +61,6 @@ def test_quantized_weights(flavour: Flavour, dtype: DType, quant: QuantFormat) -
     whole = compiled(flavour, "llama-biases", dtype)
     small = compiled(flavour, "llama-biases", dtype, quant=quant)
     assert kernels_in(small).keys() != kernels_in(whole).keys()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", BY_ARCHITECTURE.values(), ids=BY_ARCHITECTURE)
-@pytest.mark.parametrize("embedded", [False, True], ids=["fed", "embedded"])
-@pytest.mark.parametrize("quant", FORMATS.values(), ids=FORMATS)
-@pytest.mark.parametrize("dtype", [DType.F16, DType.BF16, DType.F32])
-def test_every_form_of_every_architecture(
-    flavour: Flavour, dtype: DType, quant: QuantFormat | None, embedded: bool, name: str
-) -> None:
-    compiled(flavour, name, dtype, embedded=embedded, quant=quant)
 
 
 def test_the_forms_are_those_that_fuse(flavour: Flavour) -> None:

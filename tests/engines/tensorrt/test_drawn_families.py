@@ -69,16 +69,6 @@ def test_experts_compile(
     compiles(flavour, family, dtype, quant)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("quant", [None, QuantFormat(DType.I8), QuantFormat(DType.I4, 8)])
-@pytest.mark.parametrize("dtype", [DType.F32, DType.F16, DType.BF16])
-@pytest.mark.parametrize("family", EXPERTS)
-def test_all_experts_compile(
-    flavour: Flavour, family: str, dtype: DType, quant: QuantFormat | None
-) -> None:
-    compiles(flavour, family, dtype, quant)
-
-
 def compiles(flavour: Flavour, family: str, dtype: DType, quant: QuantFormat | None) -> None:
     model = registry.read(FAMILIES[family](Draw(family, 0, divisible=True))).build()
     if quant is not None:
