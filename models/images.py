@@ -36,3 +36,24 @@ class ImageForm:
     @property
     def row_size(self) -> int:
         return self.channels * self.patch_size**2 + self.class_token
+
+    def written(self, token: str, rows: int, columns: int) -> str:
+        """What stands for an image in text, `token` for each that is fed for it.
+
+        It was cut into `rows` x `columns` tiles, and is fed whole behind these; 0: whole alone.
+        """
+        return f"{self.before}{token}{self.after}"
+
+
+@dataclass(frozen=True)
+class TiledImageForm(ImageForm):
+    """Idefics 3's: large images are cut into tiles, whose places are told in the text."""
+
+    def written(self, token: str, rows: int, columns: int) -> str:
+        edge = "<fake_token_around_image>"
+        lines = [
+            "".join(f"{edge}<row_{r + 1}_col_{c + 1}>{token}" for c in range(columns)) + "\n"
+            for r in range(rows)
+        ]
+        before = "".join([*lines, "\n"]) if lines else ""
+        return f"{before}{edge}<global-img>{token}{edge}"

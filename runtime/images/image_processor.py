@@ -5,6 +5,8 @@ The steps are those of transformers' image processors, computed with the same li
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
@@ -35,6 +37,18 @@ class Sizes(BaseModel):
     width: Side | None = None
     shortest_edge: Side | None = None
     longest_edge: Side | None = None
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """What an image is fed as, f32 [channels, height, width] each.
+
+    Where it was cut there are `rows` x `columns` of it, row by row, and then all of it in one.
+    """
+
+    pixels: Sequence[Array]
+    rows: int = 0
+    columns: int = 0
 
 
 def _square(value: Any) -> Any:
@@ -69,13 +83,19 @@ class ImageProcessor(BaseModel):
             raise ValueError("size has neither height and width nor shortest_edge")
         return self
 
-    def __call__(self, image: Image) -> Array:
-        """RGB -> f32 [channels, height, width]."""
+    def tiles(self, image: Image) -> Tiles:
+        """What an image in RGB is fed as."""
+        if self.do_resize:
+            image = self._resize(image, *self.resized(image.height, image.width))
+        return Tiles([self._numbers(image)])
+
+    def _resize(self, image: Image, height: int, width: int) -> Image:
         from PIL.Image import Resampling
 
-        if self.do_resize:
-            size = self.resized(image.height, image.width)
-            image = image.resize(size[::-1], Resampling(self.resample))
+        return image.resize((width, height), Resampling(self.resample))
+
+    def _numbers(self, image: Image) -> Array:
+        """f32 [channels, height, width]."""
         pixels: Array = np.asarray(image).transpose(2, 0, 1)
         if self.do_center_crop and self.crop_size is not None:
             pixels = _cropped(pixels, self.crop_size.height or 1, self.crop_size.width or 1)
@@ -99,6 +119,72 @@ class ImageProcessor(BaseModel):
         return (short, longer) if height <= width else (longer, short)
 
 
+class TiledImageProcessor(ImageProcessor):
+    """Idefics 3's: an image larger than a tile is cut into tiles, and fed in one more as well."""
+
+    max_image_size: Sizes
+    do_image_splitting: bool = True
+
+    # Tiles are of one size, so that nothing is to be padded.
+    steps: ClassVar[frozenset[str]] = ImageProcessor.steps | {"do_pad"}
+    _LONGEST: ClassVar[int] = 4096
+
+    @model_validator(mode="after")
+    def _has_sizes(self) -> Self:
+        if not self.size.longest_edge or not self.max_image_size.longest_edge:
+            raise ValueError("size and max_image_size have no longest_edge")
+        if self.do_center_crop:
+            raise ValueError("do_center_crop is true, which is not done before images are cut")
+        return self
+
+    def tiles(self, image: Image) -> Tiles:
+        side = self.max_image_size.longest_edge or 1
+        if self.do_resize:
+            image = self._resize(image, *self.resized(image.height, image.width))
+        if not self.do_image_splitting:
+            return Tiles([self._numbers(self._resize(image, side, side))])
+        image = self._resize(image, *_whole_tiles(image.height, image.width, side))
+        rows, columns = image.height // side, image.width // side
+        if rows == columns == 1:
+            return Tiles([self._numbers(image)])
+        cut = [
+            image.crop((left, top, left + side, top + side))
+            for top in range(0, image.height, side)
+            for left in range(0, image.width, side)
+        ]
+        cut.append(self._resize(image, side, side))
+        return Tiles([self._numbers(tile) for tile in cut], rows, columns)
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """The longer side as the file says, the other in proportion and even."""
+        longest, share = self.size.longest_edge or 1, width / height
+        if width >= height:
+            height = int(longest / share)
+            height, width = height + height % 2, longest
+        else:
+            width = int(longest * share)
+            height, width = longest, width + width % 2
+        height, width = max(height, 1), max(width, 1)
+        share = width / height
+        if width >= height and width > self._LONGEST:
+            height, width = int(self._LONGEST / share), self._LONGEST
+        elif height > width and height > self._LONGEST:
+            height, width = self._LONGEST, int(self._LONGEST * share)
+        return max(height, 1), max(width, 1)
+
+
+def _whole_tiles(height: int, width: int, side: int) -> tuple[int, int]:
+    """The longer side up to whole tiles, and the other, in proportion to that, too."""
+
+    def up(size: int) -> int:
+        return -(-size // side) * side
+
+    share = width / height
+    if width >= height:
+        return up(int(up(width) / share)), up(width)
+    return up(height), up(int(up(height) * share))
+
+
 def _cropped(pixels: Array, height: int, width: int) -> Array:
     """The middle; where the image is smaller, black around it."""
     _, rows, columns = pixels.shape
@@ -120,11 +206,20 @@ _CLIP = {
 }
 _HALF = (0.5, 0.5, 0.5)
 _SIGLIP = {"size": {"height": 224, "width": 224}, "image_mean": _HALF, "image_std": _HALF}
+_IDEFICS3 = {
+    "size": {"longest_edge": 4 * 364},
+    "max_image_size": {"longest_edge": 364},
+    "resample": 1,
+    "image_mean": _HALF,
+    "image_std": _HALF,
+}
 KINDS: dict[str, tuple[type[ImageProcessor], dict[str, Any]]] = {
     "CLIPImageProcessor": (ImageProcessor, _CLIP),
     "LlavaImageProcessor": (ImageProcessor, _CLIP),
     "Gemma3ImageProcessor": (ImageProcessor, _SIGLIP | {"resample": 2}),
+    "Idefics3ImageProcessor": (TiledImageProcessor, _IDEFICS3),
     "SiglipImageProcessor": (ImageProcessor, _SIGLIP),
+    "SmolVLMImageProcessor": (TiledImageProcessor, _IDEFICS3),
 }
 """By `image_processor_type`: what reads it, and what files leave out."""
 

@@ -11,7 +11,7 @@ from typing import Any
 from paddock.models.images import ImageForm
 from paddock.runtime.errors import RequestError
 from paddock.runtime.images.image_file import ImageLimits, decode
-from paddock.runtime.images.image_processor import ImageProcessor, read_image_processor
+from paddock.runtime.images.image_processor import ImageProcessor, Tiles, read_image_processor
 from paddock.runtime.images.image_source import ImageSource
 from paddock.runtime.images.prepared import ImagePrompt, PlacedImage, PreparedImage, prepare
 from paddock.runtime.text.chat_template import Message
@@ -60,7 +60,7 @@ class Sight:
         return self.tokenizer.apply_chat_template(shown, **options)
 
     def encode(self, text: str, images: Sequence[bytes], limits: ImageLimits) -> ImagePrompt:
-        """The prompt of a text in which the model's image token stands for each image."""
+        """The prompt of a text in which the model's image token or marker stands for each image."""
         form = self.form
         marker = form.marker or self.token
         found = text.count(marker)
@@ -69,36 +69,43 @@ class Sight:
                 f"the prompt has {found} places for images ({marker}), and there are"
                 f" {len(images)} images; leave {marker} out of messages"
             )
-        text = text.replace(marker, f"{form.before}{self.token}{form.after}")
+        seen: list[PreparedImage] = []
+        shown: list[str] = []
+        for data in images:
+            tiles = self.tiles(data, limits)
+            shown.append(form.written(self.token, tiles.rows, tiles.columns))
+            seen += [prepare(pixels, form) for pixels in tiles.pixels]
+        first, *others = text.split(marker)
+        text = first + "".join(a for pair in zip(shown, others, strict=True) for a in pair)
         ids = self.tokenizer.encode(text, add_special_tokens=False)
-        places = [i for i, token in enumerate(ids) if token == self.form.token_id]
-        if len(places) != len(images):
+        places = [i for i, token in enumerate(ids) if token == form.token_id]
+        if len(places) != len(seen):
             raise RequestError(
-                f"the prompt has {len(places)} tokens {self.token} for {len(images)} images; leave"
+                f"the prompt has {len(places)} tokens {self.token} for {len(seen)} images; leave"
                 f" {self.token} out of messages"
             )
         token_ids: list[int] = []
         placed: list[PlacedImage] = []
         before = 0
-        for place, data in zip(places, images, strict=True):
-            image = self.prepare(data, limits)
+        for place, image in zip(places, seen, strict=True):
             token_ids += ids[before:place]
             placed.append(PlacedImage(image, len(token_ids)))
-            token_ids += [self.form.token_id] * len(image.rows)
+            token_ids += [form.token_id] * len(image.rows)
             before = place + 1
         return ImagePrompt([*token_ids, *ids[before:]], placed)
 
-    def prepare(self, data: bytes, limits: ImageLimits) -> PreparedImage:
+    def tiles(self, data: bytes, limits: ImageLimits) -> Tiles:
         """What the model is fed for an image file. Raises `RequestError` and `TokenizerError`."""
-        pixels = self.processor(decode(data, limits))
+        tiles = self.processor.tiles(decode(data, limits))
         side = self.form.side
-        if side is not None and pixels.shape != (self.form.channels, side, side):
-            raise RequestError(
-                f"{self.folder}: its files make {list(pixels.shape)} of an image, the tower reads"
-                f" {[self.form.channels, side, side]}; compare preprocessor_config.json with"
-                " vision_config in config.json"
-            )
-        return prepare(pixels, self.form)
+        for pixels in tiles.pixels:
+            if side is not None and pixels.shape != (self.form.channels, side, side):
+                raise RequestError(
+                    f"{self.folder}: its files make {list(pixels.shape)} of an image, the tower"
+                    f" reads {[self.form.channels, side, side]}; compare preprocessor_config.json"
+                    " with vision_config in config.json"
+                )
+        return tiles
 
     def _in_text(self, message: Message) -> Message:
         content = message.get("content")

@@ -4,22 +4,74 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paddock.models.images import ImageForm
 from tests.models.vision_cases import VisionCase
 
 DEMO = Path(__file__).parents[2] / "paddock" / "demo"
-TOKEN = "<image>"
-# As LLaVA's own: a message's images before its text.
-TEMPLATE = (
-    "{{ '<|bos|>' }}{% for m in messages %}{{ '<|' + m['role'] + '|>' }}"
-    "{% for part in m['content'] | selectattr('type', 'equalto', 'image') %}"
-    "{{ '<image>\n' }}{% endfor %}"
-    "{% for part in m['content'] | selectattr('type', 'equalto', 'text') %}"
-    "{{ part['text'] }}{% endfor %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-)
+
+
+@dataclass(frozen=True)
+class Files:
+    """What a family's checkpoints say in files beside the weights, as published."""
+
+    template: str
+    tokens: tuple[str, ...]
+    """Which the tokenizer knows; the first stands for an image."""
+    token_field: str
+    processor: Callable[[ImageForm], dict[str, Any]]
+
+
+def _clip(form: ImageForm) -> dict[str, Any]:
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "size": {"shortest_edge": form.side},
+        "crop_size": form.side,
+    }
+
+
+def _tiled(form: ImageForm) -> dict[str, Any]:
+    assert form.side is not None
+    return {
+        "image_processor_type": "Idefics3ImageProcessor",
+        "do_pad": True,
+        "max_image_size": {"longest_edge": form.side},
+        "size": {"longest_edge": 3 * form.side},
+    }
+
+
+FILES = {
+    "llava": Files(
+        # A message's images before its text.
+        "{{ '<|bos|>' }}{% for m in messages %}{{ '<|' + m['role'] + '|>' }}"
+        "{% for part in m['content'] | selectattr('type', 'equalto', 'image') %}"
+        "{{ '<image>\n' }}{% endfor %}"
+        "{% for part in m['content'] | selectattr('type', 'equalto', 'text') %}"
+        "{{ part['text'] }}{% endfor %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}",
+        ("<image>",),
+        "image_token_index",
+        _clip,
+    ),
+    "idefics3": Files(
+        "<|bos|>{% for message in messages %}{{message['role'] | capitalize}}"
+        "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
+        "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}"
+        "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}"
+        "<end_of_utterance>\n{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}",
+        (
+            *("<image>", "<fake_token_around_image>", "<end_of_utterance>", "<global-img>"),
+            *(f"<row_{row}_col_{column}>" for row in range(1, 4) for column in range(1, 4)),
+        ),
+        "image_token_id",
+        _tiled,
+    ),
+}
 
 
 def save(name: str, folder: Path) -> tuple[VisionCase, Any]:
@@ -30,29 +82,30 @@ def save(name: str, folder: Path) -> tuple[VisionCase, Any]:
         shutil.copy(file, folder)
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     size = json.loads((DEMO / "config.json").read_text())["vocab_size"]
-    added = {**tokenizer["added_tokens"][-1], "id": size, "content": TOKEN}
-    tokenizer["added_tokens"].append(added)
+    files = FILES[name.partition("/")[0]]
+    pattern = tokenizer["added_tokens"][-1]
+    for i, token in enumerate(files.tokens):
+        tokenizer["added_tokens"].append({**pattern, "id": size + i, "content": token})
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     del settings["chat_template"]
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    (folder / "chat_template.json").write_text(json.dumps({"chat_template": TEMPLATE}))
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": files.template}))
 
     class Sized(VisionCase):
         @property
         def config(self) -> dict[str, Any]:
             drawn = super().config
-            text = drawn["text_config"] | {"vocab_size": size + 4, "max_position_embeddings": 512}
-            return drawn | {"text_config": text, "image_token_index": size}
+            text = drawn["text_config"] | {
+                "vocab_size": size + 12 * len(files.tokens),  # in whole twelfths, as drawn
+                "max_position_embeddings": 512,
+            }
+            return drawn | {"text_config": text, files.token_field: size}
 
     case = Sized(name)
     model = transformers_vision.reference(case)
     transformers_vision.save(model, folder)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 1}))
-    processor = {
-        "image_processor_type": "CLIPImageProcessor",
-        "size": {"shortest_edge": case.form.side},
-        "crop_size": case.form.side,
-    }
+    processor = files.processor(case.form)
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     return case, model

@@ -180,6 +180,60 @@ PUBLISHED["google/gemma-3-4b-it"] = (
         "multi_modal_projector.mm_soft_emb_norm.weight": [1152],
     },
 )
+_TEXT3, _TOWER3 = "model.text_model", "model.vision_model"
+PUBLISHED["HuggingFaceTB/SmolVLM2-500M-Video-Instruct"] = (
+    {
+        "architectures": ["SmolVLMForConditionalGeneration"],
+        "image_token_id": 49190,
+        "model_type": "smolvlm",
+        "pad_token_id": 128002,
+        "scale_factor": 4,
+        "text_config": {
+            "_flash_attn_2_enabled": True,
+            "architectures": ["VLlama3ForCausalLM"],
+            "head_dim": 64,
+            "hidden_size": 960,
+            "intermediate_size": 2560,
+            "is_llama_config": True,
+            "max_position_embeddings": 8192,
+            "model_type": "llama",
+            "neftune_noise_alpha": 0.0,
+            "num_attention_heads": 15,
+            "num_hidden_layers": 32,
+            "num_key_value_heads": 5,
+            "pad_token_id": 2,
+            "perceiver_config": {"qk_layer_norms_perceiver": False, "resampler_depth": 6},
+            "pixel_shuffle_factor": 4,
+            "qk_layer_norms": False,
+            "rms_norm_eps": 1e-05,
+            "rope_interleaved": False,
+            "rope_theta": 100000,
+            "use_resampler": False,
+            "vocab_size": 49280,
+        },
+        "tie_word_embeddings": False,
+        "use_reentrant_checkpointing": False,
+        "vision_config": {
+            "hidden_size": 768,
+            "image_size": 512,
+            "max_image_size": {"longest_edge": 512},
+            "model_type": "smolvlm_vision",
+            "num_attention_heads": 12,
+            "patch_size": 16,
+            "size": {"longest_edge": 2048},
+            "tie_word_embeddings": False,
+            "use_base_siglip": False,
+        },
+        "vocab_size": 49280,
+    },
+    llama(_TEXT3, layers=32, hidden=960, inner=2560, q=960, kv=320, vocab=49280)
+    | tower(_TOWER3, layers=12, hidden=768, inner=3072, patch=16, positions=1024)
+    | {
+        f"{_TOWER3}.embeddings.patch_embedding.bias": [768],
+        "model.connector.modality_projection.proj.weight": [960, 12288],
+        "lm_head.weight": [49280, 960],
+    },
+)
 BLIND = "google/gemma-3-4b-it"
 """Also published as its text model alone, under the same class."""
 
@@ -229,4 +283,5 @@ def test_images_take_the_places_of_as_many_tokens_as_published() -> None:
         "llava-hf/llava-1.5-7b-hf": 576,
         "llava-hf/llava-interleave-qwen-0.5b-hf": 729,
         "google/gemma-3-4b-it": 256,
+        "HuggingFaceTB/SmolVLM2-500M-Video-Instruct": 64,
     }

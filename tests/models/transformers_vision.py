@@ -41,8 +41,12 @@ def save(model: Any, folder: Path) -> None:
 
 def inputs(case: VisionCase, prompt: Prompt) -> dict[str, Any]:
     given = {"input_ids": torch.tensor(prompt.token_ids)[None]}
+    # Otherwise `generate` leaves out tokens that are the padding's.
+    given["attention_mask"] = torch.ones_like(given["input_ids"])
     if prompt.pixels:
         given["pixel_values"] = torch.tensor(np.stack(prompt.pixels))
+        if case.name.startswith("idefics3"):  # of each prompt of a batch
+            given["pixel_values"] = given["pixel_values"][None]
     if case.form.whole:
         given["token_type_ids"] = (given["input_ids"] == case.form.token_id).long()
     return given

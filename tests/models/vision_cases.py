@@ -113,7 +113,33 @@ def _gemma3(random: np.random.Generator, seed: int) -> Config:
     }
 
 
-DRAW: dict[str, Callable[[np.random.Generator, int], Config]] = {"llava": _llava, "gemma3": _gemma3}
+def _idefics3(random: np.random.Generator, seed: int) -> Config:
+    name, kind = (
+        ("SmolVLMForConditionalGeneration", "smolvlm")
+        if seed == 2
+        else ("Idefics3ForConditionalGeneration", "idefics3")
+    )
+    scale = int(random.integers(1, 4))
+    tower = _tower(random, f"{kind}_vision")
+    tower["image_size"] = tower["patch_size"] * scale * int(random.integers(1, 3))
+    text = _text(random, "llama")
+    text["hidden_size"] = text["num_attention_heads"] * 4 * int(random.integers(1, 4))
+    return {
+        "model_type": kind,
+        "architectures": [name],
+        "text_config": text | {"pad_token_id": 0},
+        "vision_config": tower,
+        "image_token_id": int(random.integers(4, text["vocab_size"])),
+        "scale_factor": scale,
+        "tie_word_embeddings": bool(random.integers(0, 2)),
+    }
+
+
+DRAW: dict[str, Callable[[np.random.Generator, int], Config]] = {
+    "llava": _llava,
+    "gemma3": _gemma3,
+    "idefics3": _idefics3,
+}
 NAMES = tuple(f"{family}/{seed}" for family in DRAW for seed in SEEDS)
 
 

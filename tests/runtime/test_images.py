@@ -85,15 +85,57 @@ def test_pixels_are_those_of_transformers(name: str, size: tuple[int, int], tmp_
     kind = settings["image_processor_type"].removesuffix("Fast") + "Pil"
     theirs = getattr(transformers, kind).from_pretrained(tmp_path)
     image = picture(*size)
-    found = read_image_processor(tmp_path)(image)
+    (found,) = read_image_processor(tmp_path).tiles(image).pixels
     expected = np.asarray(theirs(image, return_tensors="np")["pixel_values"][0])
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("split", [True, False])
+@pytest.mark.parametrize(
+    ("size", "rows", "columns"),
+    [((57, 39), 3, 3), ((31, 80), 3, 2), ((300, 11), 1, 3), ((2, 700), 3, 1), ((8, 8), 3, 3)],
+)
+def test_tiles_are_those_of_transformers(
+    size: tuple[int, int], rows: int, columns: int, split: bool, tmp_path: Path
+) -> None:
+    if not importlib.util.find_spec("transformers"):
+        pytest.skip("transformers is not installed (`make parity` installs it)")
+    import transformers
+
+    settings = {
+        "image_processor_type": "Idefics3ImageProcessor",
+        "do_image_splitting": split,
+        "do_pad": True,
+        "max_image_size": {"longest_edge": 20},
+        "size": {"longest_edge": 60},
+    }
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    theirs = transformers.Idefics3ImageProcessorPil.from_pretrained(tmp_path)
+    image = picture(*size)
+    found = read_image_processor(tmp_path).tiles(image)
+    expected = theirs(image, return_tensors="np", return_row_col_info=True)
+    assert ([[found.rows]], [[found.columns]]) == (expected["rows"], expected["cols"])
+    assert (found.rows, found.columns) == ((rows, columns) if split else (0, 0))
+    np.testing.assert_allclose(np.stack(found.pixels), expected["pixel_values"][0], atol=1e-6)
+
+
+def test_an_image_of_one_tile_is_not_cut(tmp_path: Path) -> None:
+    settings = {
+        "image_processor_type": "SmolVLMImageProcessor",
+        "max_image_size": {"longest_edge": 20},
+        "size": {"longest_edge": 20},
+    }
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    found = read_image_processor(tmp_path).tiles(picture(57, 40))
+    assert [pixels.shape for pixels in found.pixels] == [(3, 20, 20)]
+    assert (found.rows, found.columns) == (0, 0)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"image_processor_type": "Idefics3ImageProcessor", "size": {"height": 9}}, "no longest"),
         (None, "is not there"),
         ({"image_processor_type": "FuyuImageProcessor"}, "is not among those that are known"),
         ({"image_processor_type": "CLIPImageProcessor", "do_pad": True}, "do_pad is True"),

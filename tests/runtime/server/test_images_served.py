@@ -47,6 +47,21 @@ def llm(saved: tuple[Path, Any], server_home: Path) -> Iterator[LLM]:
 
 
 @pytest.fixture(scope="module")
+def tiled(
+    tmp_path_factory: pytest.TempPathFactory, server_home: Path
+) -> Iterator[tuple[Path, Any, LLM]]:
+    """Of a model to which images are cut into tiles."""
+    from tests.models.saved_vision import save
+
+    folder = tmp_path_factory.mktemp("tiny-idefics3")
+    model = save("idefics3/1", folder)[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PADDOCK_HOME", str(server_home))
+        with LLM(str(folder), *SETTINGS) as started:
+            yield folder, model, started
+
+
+@pytest.fixture(scope="module")
 def served(
     saved: tuple[Path, Any], environment: dict[str, str], server_home: Path, llm: LLM
 ) -> Iterator[Serving]:
@@ -80,20 +95,37 @@ def sent(*urls: str, text: str = ASKED) -> list[Any]:
     return [{"role": "user", "content": [{"type": "text", "text": text}, *images]}]
 
 
+def processor_of(folder: Path, model: Any) -> Any:
+    """transformers' own."""
+    import transformers
+
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    template = json.loads((folder / "chat_template.json").read_text())["chat_template"]
+    vision = model.config.vision_config
+    if model.config.model_type == "idefics3":
+        return transformers.Idefics3Processor(
+            transformers.Idefics3ImageProcessorPil.from_pretrained(folder),
+            tokenizer,
+            image_seq_len=(vision.image_size // vision.patch_size // model.config.scale_factor)
+            ** 2,
+            chat_template=template,
+        )
+    return transformers.LlavaProcessor(
+        transformers.CLIPImageProcessorPil.from_pretrained(folder),
+        tokenizer,
+        patch_size=vision.patch_size,
+        vision_feature_select_strategy=model.config.vision_feature_select_strategy,
+        num_additional_image_tokens=1,
+        chat_template=template,
+    )
+
+
 def expected(folder: Path, model: Any, images: list[Path]) -> tuple[list[int], list[int]]:
     """Prompt and answer by transformers' own processor and `generate`."""
     import torch
-    import transformers
 
-    processor = transformers.LlavaProcessor(
-        transformers.CLIPImageProcessorPil.from_pretrained(folder),
-        transformers.PreTrainedTokenizerFast.from_pretrained(folder),
-        patch_size=model.config.vision_config.patch_size,
-        vision_feature_select_strategy=model.config.vision_feature_select_strategy,
-        num_additional_image_tokens=1,
-        chat_template=json.loads((folder / "chat_template.json").read_text())["chat_template"],
-    )
-    content = [{"type": "text", "text": ASKED}, *({"type": "image"} for _ in images)]
+    processor = processor_of(folder, model)
+    content = [*({"type": "image"} for _ in images), {"type": "text", "text": ASKED}]
     text = processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True
     )
@@ -116,12 +148,23 @@ def expected(folder: Path, model: Any, images: list[Path]) -> tuple[list[int], l
 def test_answers_are_those_of_transformers(
     saved: tuple[Path, Any], llm: LLM, tmp_path: Path
 ) -> None:
-    pictures = files(tmp_path)
+    compare(*saved, llm, files(tmp_path))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_images_in_tiles_are_answered_as_by_transformers(
+    tiled: tuple[Path, Any, LLM], tmp_path: Path
+) -> None:
+    compare(*tiled, files(tmp_path))
+
+
+def compare(folder: Path, model: Any, llm: LLM, pictures: list[Path]) -> None:
+    """Prompts and answers of one image, two and none."""
     assert llm.running.built.manifest["check"]["share"] <= 1
     for images in ([pictures[0]], [pictures[1], pictures[2]], []):
         content: Any = parts(*images) if images else ASKED
         found = llm.chat([{"role": "user", "content": content}], GREEDY)
-        prompt, answer = expected(*saved, images)
+        prompt, answer = expected(folder, model, images)
         assert list(found.prompt_token_ids) == prompt
         assert list(found.token_ids) == answer
         assert found.usage.prompt_tokens == len(prompt)
