@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from math import ceil, prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from paddock.engines import cuda_plugin
+from paddock.engines import cuda_choosing, cuda_plugin
+from paddock.engines.choosing import ChooseTokens, FillIn
 from paddock.engines.cuda.attention import (
     attention,
     attention_scratch,
@@ -17,7 +19,6 @@ from paddock.engines.cuda.attention import (
     projected,
     projected_scratch,
 )
-from paddock.engines.cuda.choose import ChooseTokens, FillIn
 from paddock.engines.cuda.cublaslt import Shape
 from paddock.engines.cuda.device import Instruction, StoredWeight
 from paddock.engines.cuda.experts import (
@@ -655,44 +656,20 @@ def _head_linear(gpu: GPU, i: Instruction) -> None:
 
 
 def _choose(gpu: GPU, i: Instruction) -> None:
-    logits, temperatures, top_ks, top_ps, min_ps, chances, slots, last_tokens = i.inputs
-    rows, vocabulary = logits.shape
-    gpu.launch(
-        gpu.function("sample", "likeliest", TYPE=0),
-        (max(1, min(ceil(vocabulary / 2048), ceil(4 * PROCESSORS / rows))), rows),
-        256,
-        logits,
-        gpu.best,
-        np.int32(vocabulary),
-    )
-    gpu.launch(
-        gpu.function("sample", "choose", TYPE=0),
-        (rows,),
-        1024,
-        logits,
-        gpu.best,
-        temperatures,
-        top_ks,
-        top_ps,
-        min_ps,
-        chances,
-        slots,
-        i.outputs[0],
-        last_tokens,
-        np.int32(vocabulary),
+    logits, *choices, last_tokens = i.inputs
+    launch = partial(_sample, gpu)
+    cuda_choosing.choose(
+        launch, PROCESSORS, logits.shape, logits, gpu.best, choices, i.outputs[0], last_tokens
     )
 
 
 def _fill_in(gpu: GPU, i: Instruction) -> None:
     token_ids, last_tokens = i.inputs
-    gpu.launch(
-        gpu.function("sample", "fill_in", TYPE=0),
-        (ceil(token_ids.size / 256),),
-        256,
-        token_ids,
-        last_tokens,
-        np.int32(token_ids.size),
-    )
+    cuda_choosing.fill_in(partial(_sample, gpu), token_ids.size, token_ids, last_tokens)
+
+
+def _sample(gpu: GPU, kernel: str, grid: tuple[int, ...], block: int, *arguments: Any) -> None:
+    gpu.launch(gpu.function(cuda_choosing.SOURCE, kernel, TYPE=0), grid, block, *arguments)
 
 
 # --- among ranks ----------------------------------------------------------------------------------

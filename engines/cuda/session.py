@@ -11,8 +11,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from paddock.engines.choosing import CHOICE_TYPES, ChooseTokens, FillIn
 from paddock.engines.cuda.buckets import Bucket, Buckets
-from paddock.engines.cuda.choose import CHOICE_TYPES, ChooseTokens, FillIn
 from paddock.engines.cuda.device import Device, Event, Instruction
 from paddock.engines.cuda.program import Program
 from paddock.engines.cuda.step_layout import StepLayout

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from paddock.engines.choosing import CHOICE_TYPES
 from paddock.engines.cuda.buckets import Bucket
-from paddock.engines.cuda.choose import CHOICE_TYPES
 from paddock.engines.protocol import Choices, StepInputs
 from paddock.graph import Array
 from paddock.graph.ops import Input

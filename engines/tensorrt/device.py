@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+
+from paddock.engines import cuda_choosing
+from paddock.engines.cuda_plugin import HEADER
 from paddock.engines.protocol import BuildError
 from paddock.graph import Array
 
 GIB = 1 << 30
+
+
+class OutOfMemory(BuildError):
+    """A device has no room for what was asked of it."""
 
 
 @dataclass
@@ -20,14 +29,23 @@ class Buffer:
     owner: object
 
 
+class Event(Protocol):
+    def synchronize(self) -> None:
+        """Wait until all that was queued before it is done."""
+
+
 class Device(Protocol):
-    """What a session needs of a GPU. All but `synchronize` only queue work on `stream`."""
+    """What a session needs of a GPU. Only `synchronize` and an event's wait for what is queued on
+    `stream`; all else queues."""
 
     stream: int
 
     def allocate(self, nbytes: int, what: str, remedy: str) -> Buffer:
-        """Zeroed memory. Raises `BuildError` where there is not enough: for `what`, and the
+        """Zeroed memory. Raises `OutOfMemory` where there is not enough: for `what`, and the
         `remedy`, the setting that makes it need less."""
+
+    def pinned(self, nbytes: int) -> Array:
+        """Bytes of host memory that copies run from and into while the host goes on."""
 
     def upload(self, buffer: Buffer, array: Array, offset: int = 0) -> None:
         """Copy a contiguous array, which must not change before `synchronize`."""
@@ -37,6 +55,25 @@ class Device(Protocol):
 
     def download(self, buffer: Buffer, array: Array) -> None:
         """Copy into a contiguous array, which has the values after `synchronize`."""
+
+    def choose(
+        self,
+        shape: tuple[int, int],
+        logits: Buffer,
+        best: Buffer,
+        choices: Sequence[int],
+        tokens: int,
+        last_tokens: Buffer,
+    ) -> None:
+        """`ChooseTokens` over logits [rows, vocabulary]; `choices` and `tokens` are addresses.
+
+        `best`, 8 bytes a row, is 0 before and after."""
+
+    def fill_in(self, tokens: int, token_ids: Buffer, last_tokens: Buffer) -> None:
+        """`FillIn` over so many token ids i64, in place."""
+
+    def mark(self) -> Event:
+        """A point behind all that was queued."""
 
     def synchronize(self) -> None:
         """Wait until all that was queued is done."""
@@ -59,6 +96,8 @@ class CupyDevice:
         self._cupy: Any = cupy
         self._stream = cupy.cuda.Stream(non_blocking=True)
         self.stream = int(self._stream.ptr)
+        self._processors = int(cupy.cuda.Device().attributes["MultiProcessorCount"])
+        self._choosing: Any = None
 
     def allocate(self, nbytes: int, what: str, remedy: str) -> Buffer:
         cupy = self._cupy
@@ -93,6 +132,49 @@ class CupyDevice:
             self.stream,
         )
 
+    def pinned(self, nbytes: int) -> Array:
+        return np.frombuffer(self._cupy.cuda.alloc_pinned_memory(nbytes), np.uint8, nbytes)
+
+    def choose(
+        self,
+        shape: tuple[int, int],
+        logits: Buffer,
+        best: Buffer,
+        choices: Sequence[int],
+        tokens: int,
+        last_tokens: Buffer,
+    ) -> None:
+        cuda_choosing.choose(
+            self._launch,
+            self._processors,
+            shape,
+            logits.address,
+            best.address,
+            choices,
+            tokens,
+            last_tokens.address,
+        )
+
+    def fill_in(self, tokens: int, token_ids: Buffer, last_tokens: Buffer) -> None:
+        cuda_choosing.fill_in(self._launch, tokens, token_ids.address, last_tokens.address)
+
+    def _launch(self, kernel: str, grid: tuple[int, ...], block: int, *arguments: Any) -> None:
+        """A kernel that chooses tokens, compiled by NVRTC when the first is asked for."""
+        if self._choosing is None:
+            file = HEADER.with_name(f"{cuda_choosing.SOURCE}.cu")
+            self._choosing = self._cupy.RawModule(
+                code="\n".join(f.read_text("utf-8") for f in (HEADER, file)),
+                options=("-std=c++17", "-DTYPE=0"),
+                backend="nvrtc",
+            )
+        with self._stream:
+            self._choosing.get_function(kernel)((*grid, 1, 1)[:3], (block, 1, 1), arguments)
+
+    def mark(self) -> Event:
+        event = self._cupy.cuda.Event(disable_timing=True)
+        event.record(self._stream)
+        return event
+
     def synchronize(self) -> None:
         self._stream.synchronize()
 
@@ -101,9 +183,9 @@ class CupyDevice:
         return int(free) + int(self._cupy.get_default_memory_pool().free_bytes())
 
 
-def out_of_memory(nbytes: int, free: int, what: str, remedy: str) -> BuildError:
+def out_of_memory(nbytes: int, free: int, what: str, remedy: str) -> OutOfMemory:
     """What was asked, what was free, and which limit to lower."""
-    return BuildError(
+    return OutOfMemory(
         f"the GPU has no room for {what}: {nbytes / GIB:.2f} GiB were asked,"
         f" {free / GIB:.2f} GiB are free; {remedy}"
     )

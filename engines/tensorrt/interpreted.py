@@ -9,16 +9,18 @@ GPU, and how the session is tested: every call is recorded.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
 import numpy as np
 
+from paddock.engines.choosing import CHOICE_TYPES, ChooseTokens, FillIn
 from paddock.engines.protocol import WeightSource
 from paddock.engines.tensorrt.bounds import PROFILES, Bounds
 from paddock.engines.tensorrt.definition import Definition
-from paddock.engines.tensorrt.device import Buffer, out_of_memory
+from paddock.engines.tensorrt.device import Buffer, Event, out_of_memory
 from paddock.engines.tensorrt.interpreter import Collective, Interpreter
 from paddock.engines.tensorrt.lowering import NetworkInput
 from paddock.engines.tensorrt.plan import Plan
@@ -65,11 +67,62 @@ class HostDevice:
         self.calls.append(("download", (buffer.address, array.nbytes)))
         ctypes.memmove(array.ctypes.data, buffer.address, array.nbytes)
 
+    def pinned(self, nbytes: int) -> Array:
+        return np.zeros(nbytes, np.uint8)
+
+    def choose(
+        self,
+        shape: tuple[int, int],
+        logits: Buffer,
+        best: Buffer,
+        choices: Sequence[int],
+        tokens: int,
+        last_tokens: Buffer,
+    ) -> None:
+        """By the definition that the kernels are held to."""
+        assert best.nbytes >= 8 * shape[0]
+        self.calls.append(("choose", (shape, logits.address, tokens, last_tokens.address)))
+        drawn = [
+            _array(address, shape[:1], dtype)
+            for address, dtype in zip(choices, CHOICE_TYPES.values(), strict=True)
+        ]
+        kept = _array(last_tokens.address, (last_tokens.nbytes // 4,), np.dtype(np.int32))
+        made = ChooseTokens().compute(
+            _array(logits.address, shape, np.dtype(np.float32)), *drawn, kept
+        )
+        _array(tokens, shape[:1], np.dtype(np.int32))[:], kept[:] = made
+
+    def fill_in(self, tokens: int, token_ids: Buffer, last_tokens: Buffer) -> None:
+        self.calls.append(("fill_in", (tokens, token_ids.address, last_tokens.address)))
+        ids = _array(token_ids.address, (tokens,), np.dtype(np.int64))
+        kept = _array(last_tokens.address, (last_tokens.nbytes // 4,), np.dtype(np.int32))
+        ids[:] = FillIn().compute(ids, kept)
+
+    def mark(self) -> Event:
+        self.calls.append(("mark", ()))
+        return _Done(self.calls)
+
     def synchronize(self) -> None:
         self.calls.append(("synchronize", ()))
 
     def free_bytes(self) -> int:
         return self.limit - self.used
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A point in work that is done when it is queued."""
+
+    calls: list[Call]
+
+    def synchronize(self) -> None:
+        self.calls.append(("wait", ()))
+
+
+def _array(address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """What lies at an address."""
+    memory = (ctypes.c_char * (prod(shape) * dtype.itemsize)).from_address(address)
+    return np.frombuffer(memoryview(memory), np.uint8).view(dtype).reshape(shape)
 
 
 class InterpretedEngine:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections import deque
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import numpy as np
 
 from paddock.engines.padded_step import PaddedCall, PaddedPlanner
-from paddock.engines.protocol import BuildError, StepInputs, WeightSource
+from paddock.engines.protocol import BuildError, Choices, StepInputs, WeightSource
 from paddock.engines.tensorrt.attention import PRESENT
 from paddock.engines.tensorrt.bounds import CONTEXT, GENERATION, PROFILES
-from paddock.engines.tensorrt.device import Buffer, Device
+from paddock.engines.tensorrt.choosing import PackedChoices, rows_of_calls
+from paddock.engines.tensorrt.device import Buffer, Device, Event, OutOfMemory
 from paddock.engines.tensorrt.lowering import NetworkInput
 from paddock.engines.tensorrt.plan import Plan
+from paddock.engines.tensorrt.staging import Staging
 from paddock.engines.tensorrt.states import NEXT
 from paddock.engines.tensorrt.weights import nbytes, stored
 from paddock.graph import Array, DType
@@ -22,14 +26,29 @@ LESS_CONTEXT = "lower limits.max_context or limits.max_sequences, and build agai
 LESS_WEIGHTS = "use quant=int8 or a smaller model"
 LESS_TOKENS = "lower limits.max_tokens_per_step, and build again"
 
+IN_FLIGHT = 2
+
 _ALIGNMENT = 256  # bytes, of what TensorRT is handed
 
 
+@dataclass
+class _Flight:
+    """A step that was queued, and where the tokens that it chooses will be."""
+
+    event: Event
+    tokens: Array  # i32 [R], in the order in which calls choose them
+    rows: Array  # i64 [R]: which rows of the step those are
+    lent: list[Array]
+
+
 class TensorRTSession:
-    """Implements `paddock.engines.protocol.Session` over a deserialized engine.
+    """Implements `paddock.engines.protocol.ChoosingSession` over a deserialized engine.
 
     `engine` is an ICudaEngine, or what stands for one; `contexts` its execution contexts, one a
     profile, which are given scratch memory for the shapes of each call.
+
+    Work goes to the device in order, on one stream, and nothing waits for it but `chosen` and
+    `run`: a step may be queued while the one before runs, and reads there what that one chose.
     """
 
     def __init__(
@@ -62,7 +81,11 @@ class TensorRTSession:
         self._caches: dict[str, Buffer] = {}
         self._slots = 0
         self._grown: dict[str, Buffer] = {}
-        self._queued: list[Array] = []  # what uploads still read
+        self._last_tokens: Buffer | None = None
+        self._staging = Staging(device)
+        self._lent: list[Array] = []  # what is queued of this step reads and writes it
+        self._flights: deque[_Flight] = deque()
+        self._begun = False  # whether a call of the step was queued
         self.keeps: tuple[Any, ...] = ()  # what the engine needs alive beside itself
         for number, context in enumerate(contexts):
             if not context.set_optimization_profile_async(number, device.stream):
@@ -72,34 +95,121 @@ class TensorRTSession:
 
     def allocate_cache(self, blocks: int, slots: int = 1) -> None:
         """Room for the keys and values of `slots` sequences."""
+        self._finish_all()
         self._caches.clear()
         self._slots = 0
         for name, slot_bytes in self._slot_bytes.items():
             self._caches[name] = self._device.allocate(
                 slot_bytes * slots, f"the cache of {slots} sequences", LESS_CONTEXT
             )
+        self._last_tokens = self._device.allocate(
+            4 * slots, f"the last tokens of {slots} sequences", LESS_CONTEXT
+        )
         self._slots = slots
 
+    @property
+    def steps_in_flight(self) -> int:
+        """How many steps may be queued whose tokens were not asked for."""
+        return IN_FLIGHT
+
     def run(self, step: StepInputs) -> Array:
+        """f32 logits [R, vocab_size]. Steps on the way are finished, and their tokens dropped."""
+        self._finish_all()
         logits = np.empty((len(step.logit_rows), self.vocab_size), np.float32)
         for call in self._planner.calls(step):
-            found = self._execute(call)
+            out = self._queue(call)
+            found = np.empty((len(call.logit_rows), self.vocab_size), np.float32)
+            self._device.download(out, found)
+            self._device.synchronize()
+            self._staging.give_back(self._lent)
             logits[call.step_rows] = found[call.from_rows]
         return logits
 
+    def choose(self, step: StepInputs, choices: Choices) -> None:
+        """Queue a step whose tokens are chosen on the device; `chosen` gives them, in order."""
+        if len(self._flights) >= IN_FLIGHT:
+            raise BuildError(f"{IN_FLIGHT} steps are on the way: ask what was chosen first")
+        calls = list(self._planner.calls(step))
+        for call in calls:
+            self._require_slots(call)
+        highest = max(choices.slots.max(initial=-1), -1 - step.token_ids.min(initial=0))
+        if highest >= self._slots:
+            raise BuildError(f"slot {highest} is beyond the {self._slots} of the cache")
+        rows = rows_of_calls(calls)
+        self._begun = False
+        try:
+            tokens = self._queue_chosen(calls, rows, choices)
+        except OutOfMemory as error:
+            self._device.synchronize()
+            self._staging.give_back(self._lent)
+            if self._begun:  # what was chosen already, the step run again would read
+                raise
+            raise MemoryError(str(error)) from error
+        lent, self._lent = self._lent, []
+        self._flights.append(_Flight(self._device.mark(), tokens, np.concatenate(rows), lent))
+
+    def chosen(self) -> Array:
+        """Tokens i32 [R] of the oldest step on the way; -1 where its logits are no numbers."""
+        flight = self._flights.popleft()
+        flight.event.synchronize()
+        tokens = np.empty(len(flight.rows), np.int32)
+        tokens[flight.rows] = flight.tokens
+        self._staging.give_back(flight.lent)
+        return tokens
+
     def close(self) -> None:
+        self._finish_all()
         self._contexts.clear()
         self._weights.clear()
         self._caches.clear()
         self._grown.clear()
+        self._last_tokens = None
         self._engine = None
 
-    def _execute(self, call: PaddedCall) -> Array:
+    def _finish_all(self) -> None:
+        while self._flights:
+            self.chosen()
+
+    def _queue_chosen(self, calls: list[PaddedCall], rows: list[Array], choices: Choices) -> Array:
+        """All of a step's calls; the tokens, i32 on the host, are there when they are done."""
+        order = np.concatenate(rows)
+        packed = PackedChoices(len(order))
+        drawn, tokens = (
+            self._buffer("choices", packed.nbytes),
+            self._buffer("tokens", 4 * len(order)),
+        )
+        staged = self._stage(packed.nbytes)
+        packed.write(staged, choices, order)
+        self._device.upload(drawn, staged)
+        at = 0
+        for call, own in zip(calls, rows, strict=True):
+            logits = self._queue(call)
+            if len(own):
+                assert self._last_tokens is not None
+                self._device.choose(
+                    (len(own), self.vocab_size),
+                    logits,
+                    self._buffer("likeliest", 8 * len(own)),
+                    packed.addresses(drawn, at),
+                    tokens.address + 4 * at,
+                    self._last_tokens,
+                )
+            at += len(own)
+        told = self._stage(4 * len(order))
+        self._device.download(tokens, told)
+        return told.view(np.int32)
+
+    def _require_slots(self, call: PaddedCall) -> None:
         rows = len(call.token_ids)
         if self._slot_bytes and call.first_slot + rows > self._slots:
             raise BuildError(
                 f"slot {call.first_slot + rows - 1} is beyond the {self._slots} of the cache"
             )
+
+    def _queue(self, call: PaddedCall) -> Buffer:
+        """A call, and where its logits will be."""
+        self._require_slots(call)
+        rows = len(call.token_ids)
         context = self._contexts[GENERATION if call.is_generation else CONTEXT]
         for given in self.plan.inputs:
             if given.kind == "step":
@@ -108,26 +218,28 @@ class TensorRTSession:
                 self._bind_cache(context, given, call.first_slot, rows)
             elif given.kind == "state":
                 self._bind_state(context, given, call.first_slot, rows)
-        logits = np.empty((len(call.logit_rows), self.vocab_size), np.float32)
-        out = self._buffer("logits", logits.nbytes)
+        out = self._buffer("logits", 4 * len(call.logit_rows) * self.vocab_size)
         _taken(context.set_tensor_address("logits", out.address), "logits")
         self._lend_scratch(context)
         if not context.execute_async_v3(self._device.stream):
             raise RuntimeError("TensorRT could not queue the step; its log says why")
+        self._begun = True
         for given in self._states_in:  # a plan cannot write where it reads
             to, kept = self._slots_of(given, call.first_slot), self._grown[NEXT + given.name]
             self._device.copy(to, kept.address, rows * self._slot_bytes[given.name])
-        self._device.download(out, logits)
-        self._device.synchronize()
-        self._queued.clear()
-        return logits
+        return out
 
     def _feed(self, context: Any, given: NetworkInput, values: Array) -> None:
-        array = np.ascontiguousarray(values, given.dtype.numpy)
-        buffer = self._buffer(given.name, array.nbytes)
-        self._device.upload(buffer, array)
-        self._queued.append(array)
-        _taken(context.set_input_shape(given.name, tuple(array.shape)), given.name)
+        dtype = given.dtype.numpy
+        nbytes = values.size * dtype.itemsize
+        buffer = self._buffer(given.name, nbytes)
+        staged = self._stage(nbytes)
+        staged.view(dtype).reshape(values.shape)[...] = values
+        self._device.upload(buffer, staged)
+        if given.name == "token_ids" and (values < 0).any():
+            assert self._last_tokens is not None
+            self._device.fill_in(values.size, buffer, self._last_tokens)
+        _taken(context.set_input_shape(given.name, values.shape), given.name)
         _taken(context.set_tensor_address(given.name, buffer.address), given.name)
 
     def _bind_cache(self, context: Any, given: NetworkInput, first: int, rows: int) -> None:
@@ -163,6 +275,12 @@ class TensorRTSession:
             held = self._device.allocate(nbytes, f"a step's {name}", LESS_TOKENS)
             self._grown[name] = held
         return held
+
+    def _stage(self, nbytes: int) -> Array:
+        """Bytes of host memory that are this step's until it is done."""
+        piece = self._staging.lend(nbytes)
+        self._lent.append(piece)
+        return piece[:nbytes]
 
     def _upload(self, source: WeightSource) -> dict[str, Buffer]:
         """Every weight once, for both contexts, in one allocation."""

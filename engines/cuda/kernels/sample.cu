@@ -3,7 +3,7 @@
 // Weights are exp((logit - largest) / temperature) as 40-bit fixed-point numbers, whose sums do not
 // depend on the order in which they are added: a row yields the same token whatever the batch.
 // Thresholds (the k-th largest, the least of those that make up a mass) are found by a radix search
-// over the order-preserving bits of the logits, 2048 bins at a time. See `paddock.engines.cuda.choose`.
+// over the order-preserving bits of the logits, 2048 bins at a time. See `paddock.engines.choosing`.
 
 typedef unsigned long long u64;
 

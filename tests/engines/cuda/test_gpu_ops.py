@@ -8,8 +8,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from paddock.engines.choosing import ChooseTokens, FillIn
 from paddock.engines.cuda.buckets import Bucket
-from paddock.engines.cuda.choose import ChooseTokens, FillIn
 from paddock.engines.cuda.device import StoredWeight
 from paddock.engines.cuda.fused import FusedLinear, Gated, ProjectedAttention
 from paddock.engines.cuda.gpu import GPU

@@ -255,7 +255,7 @@ def test_an_engine_is_read_back(tmp_path: Any) -> None:
 
 def test_choosing_on_the_device_is_the_samplers_own() -> None:
     """The definition that kernels are held to draws what the CPU's sampler draws."""
-    from paddock.engines.cuda.choose import ChooseTokens
+    from paddock.engines.choosing import ChooseTokens
     from paddock.runtime.sampling.sampler import SequenceSampler, sample
     from paddock.runtime.sampling.sampling_params import SamplingParams
 

@@ -206,7 +206,7 @@ def test_a_new_cache_is_bound_from_the_next_step_on(recorded: Recorded) -> None:
     recorded.run((0, 4, 0))
     sizes = {name: 3 * nbytes for name, nbytes in session._slot_bytes.items()}
     session.allocate_cache(1, 3)
-    assert [a[1] for m, a in recorded.calls() if m == "allocate"] == list(sizes.values())
+    assert [a[1] for m, a in recorded.calls() if m == "allocate"] == [*sizes.values(), 4 * 3]
     calls = recorded.run((0, 4, 0))
     for name, buffer in session._caches.items():
         assert _addresses(calls, name) == _addresses(calls, "present." + name) == [buffer.address]

@@ -1,4 +1,4 @@
-"""Choosing tokens on the device: the ops behind a step's logits."""
+"""Choosing tokens where the logits are: the ops behind those of a step, which engines share."""
 
 from __future__ import annotations
 
