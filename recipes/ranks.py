@@ -6,13 +6,15 @@ import sys
 from typing import TYPE_CHECKING
 
 from paddock.engines.protocol import BuildError
+from paddock.graph import Mesh
 from paddock.recipes import engine_kinds
 from paddock.recipes.content import source_hash
 from paddock.recipes.schema import Recipe
 from paddock.recipes.tracing import mesh_of
 from paddock.recipes.version import installed_version
+from paddock.runtime.distributed import hosts as hosts_of_ranks
 from paddock.runtime.distributed.front import Patience, RankGroup, RemoteSession
-from paddock.runtime.distributed.launch import launched
+from paddock.runtime.distributed.launch import Launched, launched
 
 if TYPE_CHECKING:
     from paddock.recipes.pipeline import BuiltEngine
@@ -32,7 +34,9 @@ def start(recipe: Recipe) -> list[RankGroup]:
 
     Raises `BuildError` where they cannot be started.
     """
-    mesh, by = mesh_of(recipe), launched()
+    mesh, by, hosts = mesh_of(recipe), launched(), recipe.mesh.hosts
+    if hosts is not None:
+        _check_hosts(hosts, mesh, recipe.mesh.dp, by)
     if mesh.size == 1 and by is None:
         return []
     if by is not None and recipe.mesh.dp > 1:
@@ -48,12 +52,29 @@ def start(recipe: Recipe) -> list[RankGroup]:
     groups: list[RankGroup] = []
     try:
         for _ in range(recipe.mesh.dp):
-            groups.append(RankGroup(mesh, version(), patience=patience, started_by=by))
+            groups.append(RankGroup(mesh, version(), patience=patience, started_by=by, hosts=hosts))
     except BaseException:
         for group in groups:
             group.close()
         raise
     return groups
+
+
+def _check_hosts(hosts: tuple[str, ...], mesh: Mesh, replicas: int, by: Launched | None) -> None:
+    listed = f"mesh.hosts={','.join(hosts)}"
+    if by is not None:
+        raise BuildError(
+            f"{listed}: a launcher has started the ranks where it was told to; leave it out, or"
+            " start Paddock without the launcher"
+        )
+    if replicas > 1:
+        raise BuildError(
+            f"{listed}: replicas run on one host; start a server on each, or mesh.dp=1"
+        )
+    if mesh.size == 1:
+        raise BuildError(f"{listed}: {mesh} is one rank, in this process; use mesh.tp or mesh.pp")
+    hosts_of_ranks.divide(mesh.size, hosts)
+    hosts_of_ranks.require(hosts)
 
 
 def open_engine(group: RankGroup, built: BuiltEngine, recipe: Recipe) -> RemoteSession:

@@ -25,6 +25,8 @@ Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(strict=True)]
 Name = Annotated[str, Field(strict=True, min_length=1)]
+# Of letters, digits, dots and dashes: it becomes an argument of other programs.
+HostName = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
 Names = Annotated[tuple[Name, ...], BeforeValidator(_one_name)]
 WeightFormat = Literal["none", "int8", "int4", "fp8"]
 
@@ -107,6 +109,8 @@ class MeshSettings(Settings):
     """Data-parallel replicas behind one endpoint, each of `tp` times `pp` ranks."""
     stages: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
     """Layers of each pipeline stage, in order; None: as evenly as possible."""
+    hosts: Annotated[tuple[HostName, ...], Field(min_length=1)] | None = None
+    """Hosts on which Paddock starts the ranks, as many on each, in order; None: on this one."""
     start_timeout_s: Positive = 120.0
     """Seconds for all ranks to be there."""
     silence_timeout_s: Positive = 20.0

@@ -18,7 +18,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,8 +95,10 @@ class RankGroup:
         replicas: int = 1,
         patience: Patience | None = None,
         started_by: launch.Launched | None = None,
+        hosts: Sequence[str] | None = None,
     ) -> None:
-        """Starts the ranks, or, where a launcher did (`started_by`), the first of them.
+        """Starts the ranks, on this host or on `hosts`, or, where a launcher did (`started_by`),
+        the first of them.
 
         They come up while the caller goes on. Raises `BuildError` where they cannot be started.
         """
@@ -116,11 +118,12 @@ class RankGroup:
         self._changed = threading.Condition()
         self._closing = False
         self._token = secrets.token_hex(16)
-        self._listener = _listen(everywhere=started_by is not None)
-        front = f"{self._token}@{_addresses(self._listener, started_by is not None)}"
+        everywhere = started_by is not None or hosts is not None
+        self._listener = _listen(everywhere=everywhere)
+        front = f"{self._token}@{_addresses(self._listener, everywhere)}"
         try:
             if started_by is None:
-                self._process = launch.start_ranks(self.size, front)
+                self._process = launch.start_ranks(self.size, front, hosts)
             else:
                 self._process = launch.start_own_rank(front)
         except BaseException:
@@ -136,6 +139,7 @@ class RankGroup:
         """
         self._await_all()
         patience = {"pulse_s": self.patience.pulse_s, "silence_s": self.patience.silence_s}
+        patience["session_niceness"] = launch.session_niceness()
         shape = {"tp": self.mesh.tp, "pp": self.mesh.pp, "stages": self.mesh.stages}
         for rank in self._in_order():
             self._send(rank, Kind.JOB, {**job, **shape, **patience})

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import psutil
 
 from paddock.engines.protocol import BuildError
 from paddock.runtime.distributed import guard
+from paddock.runtime.distributed.hosts import divide
 
 FRONT = "PADDOCK_FRONT"
 """The environment's variable by which a rank finds its front: `token@host:port,host:port`."""
@@ -40,7 +42,11 @@ _TOLD = (
     ("PMIX_RANK", "SLURM_NTASKS"),
 )
 _OWN: list[subprocess.Popen[bytes]] = []  # the rank in this process's place, once it was started
+_AUTOGROUP = Path("/proc/self/autogroup")
+_TRIES = 50
 _LAUNCHERS_OWN = ("PMI_", "PMIX_", "OMPI_", "PRTE_", "MPI_LOCAL", "HYDI_", "HYDRA_")
+
+_USERS_OWN = ("OMPI_MCA", "HYDRA_LAUNCHER")  # how it reaches other hosts, among others
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,34 @@ def _end_launcher() -> None:
     for process in psutil.Process().parents():
         if process.name().startswith(("mpirun", "mpiexec", "prterun", "orterun")):
             process.terminate()
+            return
+
+
+def session_niceness() -> int:
+    """How Linux weighs this process's session against others (autogroup); 0 where it does not."""
+    try:
+        # "/autogroup-25 nice -5"
+        return int(_AUTOGROUP.read_text().rpartition(" ")[2])
+    except (OSError, ValueError):
+        return 0
+
+
+def set_session_niceness(niceness: int) -> None:
+    """Weigh this process's session like another's, as far as that is allowed.
+
+    MPI's launchers give every rank a session of its own, and where Linux weighs sessions, the
+    niceness of a process counts within its session alone: a front that was given priority, or
+    gave it up, would have ranks that did neither.
+    """
+    if niceness == session_niceness():
+        return
+    for _ in range(_TRIES):
+        try:
+            _AUTOGROUP.write_text(str(niceness))
+            return
+        except BlockingIOError:  # once in 100 ms, all processes of the machine together
+            time.sleep(0.1)
+        except OSError:
             return
 
 
@@ -145,13 +179,13 @@ class Process:
             self.output.close()
 
 
-def start_ranks(count: int, front: str) -> Process:
-    """All ranks on this host, through the launcher."""
+def start_ranks(count: int, front: str, hosts: Sequence[str] | None = None) -> Process:
+    """All ranks through the launcher, on this host or as many on each of `hosts`."""
     launcher = require_mpi()
     environment = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(_LAUNCHERS_OWN) or name.startswith("OMPI_MCA")
+        if not name.startswith(_LAUNCHERS_OWN) or name.startswith(_USERS_OWN)
     }
     environment |= {FRONT: front, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     options: list[str] = []
@@ -159,6 +193,8 @@ def start_ranks(count: int, front: str) -> Process:
         options = ["--oversubscribe", "--bind-to", "none"]
         if os.geteuid() == 0:  # it refuses root unless told twice
             environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    if hosts is not None:
+        options += ["--host" if options else "-hosts", divide(count, hosts)]
     output = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
     command = [str(launcher), *options, "-n", str(count)]
     popen = subprocess.Popen(

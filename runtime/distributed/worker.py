@@ -23,7 +23,7 @@ import numpy as np
 from paddock.engines.protocol import BuildError, Choices, ChoosingSession, Session, StepInputs
 from paddock.graph import Mesh, PaddockError
 from paddock.graph.ops import Communicator
-from paddock.runtime.distributed.launch import ASKED, DISMISSED, FRONT
+from paddock.runtime.distributed.launch import ASKED, DISMISSED, FRONT, set_session_niceness
 from paddock.runtime.distributed.mpi import MpiCommunicator, Waits, World
 from paddock.runtime.distributed.wire import (
     PULSE,
@@ -110,6 +110,7 @@ class _Rank:
             self._leave()
             return
         job = first.json()
+        set_session_niceness(int(job["session_niceness"]))
         # Where the network between two hosts is cut, no end of the connection is ever heard.
         self._channel.expect(float(job["silence_s"]))
         threading.Thread(

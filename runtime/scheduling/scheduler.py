@@ -44,6 +44,7 @@ class _Room:
     """What a step can still take."""
 
     tokens: int
+    uncut: int  # tokens where a prompt cannot be cut: more than its share of them
     prompt_rows: int
     sources: int  # that came with the step so far
     images: int  # patches of images that came with it
@@ -130,14 +131,20 @@ class Scheduler:
 
         Decode tokens first, one for each; then prompts, running and waiting, by rank. Costs
         O(running sequences), and what is admitted, preempted or sent to follow another. With
-        `parts` no more decode than their share of so many steps.
+        `parts` it is one of so many steps that are on their way at once: no more decode than
+        their share, and prompts take their share of `max_tokens_per_step`. So the first stage of
+        a pipeline is done with the first of them after that share, and the next one can begin.
         """
         self._make_room_for_urgent()
         chunks: list[Chunk] = []
         decoding = sum(one.length - one.computed <= 1 for one in self.running)
         self._decode(chunks, -(-decoding // parts))
+        most = self.limits.max_tokens_per_step
+        uncut = most - len(chunks)
         room = _Room(
-            tokens=self.limits.max_tokens_per_step - len(chunks),
+            # One at least, so that a prompt goes on however many decode.
+            tokens=min(max(-(-most // parts) - len(chunks), 1), uncut),
+            uncut=uncut,
             prompt_rows=self.limits.max_prompt_logit_rows,
             sources=0,
             images=0,
@@ -249,7 +256,8 @@ class Scheduler:
     def _prefill(self, chunks: list[Chunk], room: _Room, sequence: Sequence) -> None:
         """The next part of a prompt (or of a preempted sequence), as long as the bounds allow."""
         past = sequence.computed
-        count = min(sequence.length - past, room.tokens, self.limits.prefill_chunk or room.tokens)
+        most = room.uncut if sequence.request.images else room.tokens
+        count = min(sequence.length - past, most, self.limits.prefill_chunk or most)
         first_row = prompt_rows = 0
         done = len(sequence.prompt_logprobs)
         if done < sequence.prompt_rows:
@@ -266,11 +274,12 @@ class Scheduler:
             return
         samples = past + count == sequence.length
         chunks.append(Chunk(sequence, past, count, samples, first_row, prompt_rows))
-        room.tokens -= count
         room.prompt_rows -= prompt_rows
+        taken = count
         if not past and sequence.source_length:
-            room.tokens = max(room.tokens - sequence.source_length, 0)
+            taken += sequence.source_length
             room.sources += 1
+        room.tokens, room.uncut = max(room.tokens - taken, 0), max(room.uncut - taken, 0)
 
     def _with_images(self, room: _Room, sequence: Sequence, past: int, count: int) -> int:
         """How many of `count` tokens, with their images, the step can take.
@@ -287,7 +296,7 @@ class Scheduler:
             if image.image.whole and image.start <= past and not full:
                 # The intake has seen to it that there is a step with so much room.
                 count = max(count, image.stop - past)
-                full = count > room.tokens
+                full = count > room.uncut
             if full or (image.stop > past + count and image.start > past):
                 return max(image.start - past, 0)
             room.images += patches
@@ -314,7 +323,7 @@ class Scheduler:
             if self._blocked == (rank, self.pool.changes):
                 break
             # A source cannot be cut: one that no step has room for has one without others.
-            if room.sources and sequence.source_length > room.tokens:
+            if room.sources and sequence.source_length > room.uncut:
                 break
             room.looks -= 1
             found = self.pool.find(sequence.digests[: self._findable(sequence)])

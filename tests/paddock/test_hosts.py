@@ -58,15 +58,23 @@ def test_ranks_on_two_hosts_write_what_one_does(
     assert (done.stdout, done.stderr, done.returncode) == (expected.stdout, "", 0)
 
 
-def test_a_host_that_is_not_there_ends_the_launcher(paddock: Run, two_hosts: list[str]) -> None:
-    done = paddock("generate", "demo", "mesh=tp2", *PROMPT, before=mpirun(two_hosts, "a,c"))
-    assert done.returncode not in (0, 124)
-    # The launcher and what it starts on c, whose words it may be too late to pass on; no rank.
-    lines = done.stderr.splitlines()
-    others = [line for line in lines if not line.startswith("[mpiexec@a]")]
-    assert len(others) < len(lines)
-    assert all("Could not resolve hostname c" in line for line in others)
-    assert done.stdout == ""
+@pytest.mark.parametrize("hosts", ["a,b", "a,c"])
+def test_paddock_starts_ranks_on_hosts_that_answer(
+    paddock: Run, two_hosts: list[str], hosts: str
+) -> None:
+    done = paddock(
+        *["generate", "demo", "mesh=tp2", f"mesh.hosts=[{hosts}]", *PROMPT, "--quiet"],
+        before=two_hosts,
+        HYDRA_LAUNCHER_EXEC=str(HOSTS / "remote_shell.sh"),
+    )
+    if hosts == "a,b":
+        expected = paddock("generate", "demo", *PROMPT, "--quiet")
+        assert (done.stdout, done.stderr, done.returncode) == (expected.stdout, "", 0)
+        return
+    (error,) = done.stderr.splitlines()
+    assert error.startswith("paddock: error: of 2 hosts in mesh.hosts 1 cannot run ranks: c: ")
+    assert "Could not resolve hostname c: Name or service not known. Correct the list" in error
+    assert (done.stdout, done.returncode) == ("", 1)
 
 
 def test_a_host_without_the_engine_is_named(

@@ -103,10 +103,16 @@ def test_a_lost_rank_ends_everything(
         llm.close()
 
 
+def session_of(pid: int) -> Path:
+    """Where Linux tells, and is told, how it weighs a process's session."""
+    return Path(f"/proc/{pid}/autogroup")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_ranks_end_with_their_front(
     environment: dict[str, str], tmp_path: Path, number: signal.Signals
 ) -> None:
+    """And until then they are weighed against other sessions as it is."""
     options = ["--prompt", "The ls command", "--max-tokens", "2000", "--ignore-eos"]
     front = subprocess.Popen(
         [sys.executable, "-m", "paddock", "generate", "demo", "mesh=tp2", *options],
@@ -114,12 +120,18 @@ def test_ranks_end_with_their_front(
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        start_new_session=True,
     )
     try:
+        weighed = session_of(front.pid).exists()
+        if weighed:
+            session_of(front.pid).write_text("3")
         assert front.stdout is not None
         assert front.stdout.read(1)  # it writes
         children = [child.pid for child in psutil.Process(front.pid).children(recursive=True)]
         assert len(children) >= 5  # the launcher, and a guard and a rank twice
+        if weighed:
+            assert sum(session_of(child).read_text().endswith(" 3\n") for child in children) >= 2
         front.send_signal(number)
         front.wait(BOUND_S)
         assert gone(children)
@@ -218,13 +230,26 @@ def test_launchers_are_told_apart(tmp_path: Path, told: str, expected: bool) -> 
 
 
 @pytest.mark.skipif(shutil.which("ssh") is None, reason="launchers reach other hosts by ssh")
-@pytest.mark.parametrize("hosts", ["nosuch.invalid", "localhost,nosuch.invalid"])
-def test_a_wrong_host_list_ends_at_once(paddock: Run, hosts: str) -> None:
-    launcher = str(Path(sys.executable).parent / "mpirun")
-    done = paddock(
-        "generate", "demo", "mesh=tp2", before=["timeout", "60", launcher, "-hosts", hosts]
-    )
+def test_a_host_that_is_not_there_is_named(paddock: Run) -> None:
+    options = ["mesh=tp2", "mesh.hosts=[localhost,nosuch.invalid]", "--prompt", "The ls command"]
+    done = paddock("generate", "demo", *options, before=["timeout", "60"])
     assert done.returncode not in (0, 124)
-    # ssh's words where the launcher still passes them on, its own in any case; no rank was started.
-    assert "nosuch.invalid" in done.stderr or "[mpiexec@" in done.stderr
+    (error,) = done.stderr.splitlines()
+    assert error.startswith(
+        "paddock: error: of 2 hosts in mesh.hosts 1 cannot run ranks: nosuch.invalid: "
+    )
+    # ssh's own words, and what to do.
+    assert "hostname nosuch.invalid" in error
+    assert "Correct the list; for each host `ssh " in error
+    assert " nosuch.invalid true` must end by itself" in error
+    assert done.stdout == ""
+
+
+@pytest.mark.skipif(shutil.which("ssh") is None, reason="launchers reach other hosts by ssh")
+def test_a_launcher_with_a_wrong_host_starts_nothing(paddock: Run) -> None:
+    """It ends in words of its own, and those of ssh where it still passes them on."""
+    launcher = [str(Path(sys.executable).parent / "mpirun"), "-hosts", "localhost,nosuch.invalid"]
+    done = paddock("generate", "demo", "mesh=tp2", before=["timeout", "60", *launcher])
+    assert done.returncode not in (0, 124)
+    assert "paddock" not in done.stderr
     assert done.stdout == ""

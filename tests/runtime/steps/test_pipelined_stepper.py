@@ -55,6 +55,34 @@ def test_chunks_of_a_prompt_follow_each_other_before_the_first_has_landed() -> N
     assert list(harness.result(request).sequences[0].token_ids) == expected.token_ids
 
 
+@pytest.mark.parametrize("stages", [2, 3])
+def test_a_prompt_is_shared_out_so_that_the_second_stage_begins_early(stages: int) -> None:
+    """A prompt that one step could take: every stage but the first would wait for all of it."""
+    harness = Harness(make_limits(max_tokens_per_step=12), stages=stages)
+    prompt = [1 + token % 7 for token in range(11)]
+    request = harness.submit(prompt, max_tokens=3, **GREEDY)
+    harness.step()
+    first = harness.submit([5, 4], max_tokens=3, **GREEDY)
+    harness.step(stages)
+    prompts = [decision.tokens for decision in harness.decisions if decision.chunks]
+    assert prompts[0] == 12 // stages
+    assert max(prompts) <= 12 // stages
+    harness.run()
+    for asked, tokens in ((request, prompt), (first, [5, 4])):
+        expected = run_alone(tokens, asked.params, 0, 64)
+        assert list(harness.result(asked).sequences[0].token_ids) == expected.token_ids
+
+
+def test_a_prompt_goes_on_where_others_take_its_share_of_the_step() -> None:
+    harness = Harness(make_limits(max_sequences=6, max_tokens_per_step=6), stages=2)
+    for first in range(1, 6):
+        harness.submit([first], max_tokens=30, **GREEDY)
+    harness.step(8)
+    late = harness.submit([1, 2, 3, 4, 5, 6], max_tokens=1, **GREEDY)
+    harness.step(16)
+    assert late.finished
+
+
 def test_an_error_ends_the_requests_of_its_step_and_no_others() -> None:
     harness = Harness(make_limits(), stages=2)
     requests = [harness.submit([first, 2], max_tokens=12, **GREEDY) for first in (1, 2, 3, 4)]
