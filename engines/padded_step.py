@@ -40,12 +40,20 @@ class PaddedCall:
     source_row_lengths: Array | None = None  # i32 [S]: tokens of each that are not padding
     source_write_indices: Array | None = None  # i32 [S]: where in its slot a source goes
     source_lengths: Array | None = None  # i32 [S]: tokens that each row's source has
+    # Of a model that sees: the images of which a row has a token, or as little of one as there can
+    # be, that nobody looks at.
+    image_patches: Array | None = None  # f32 [I, P, size]
+    image_positions: Array | None = None  # i64 [I, P]
+    image_row_lengths: Array | None = None  # i32 [I]: patches of each that are not padding
+    image_rows: Array | None = None  # i64 [S, L]: of the rows that the model makes, or -1
+    last_seen: Array | None = None  # i32 [S, L]: the last place in its slot that a token sees
 
     @property
     def is_generation(self) -> bool:
-        """Whether every row has one token, and no source comes with any."""
+        """Whether every row has one token, and neither source nor image comes with any."""
         longest = 1 if self.source_positions is None else self.source_positions.shape[1]
-        return self.token_ids.shape[1] == 1 and longest == 1
+        sees = self.image_rows is not None and bool((self.image_rows >= 0).any())
+        return self.token_ids.shape[1] == 1 and longest == 1 and not sees
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,16 @@ class _Row:
     past: int
     source: slice
     """Of the step's source tokens, those of a sequence that begins."""
+    images: Array
+    """i64 [tokens]: the step's image that each token is of, or -1."""
+
+    def first(self, tokens: int, images: int) -> _Row:
+        """No more than its first tokens, of no more than so many images."""
+        seen = np.unique(self.images[:tokens])
+        seen = seen[seen >= 0]
+        if len(seen) > images:
+            tokens = int(np.argmax(self.images == seen[images]))
+        return replace(self, tokens=min(self.tokens, tokens), images=self.images[:tokens])
 
     def behind(self, tokens: int) -> _Row:
         """What is left of it after so many tokens."""
@@ -68,7 +86,13 @@ class _Row:
             tokens=self.tokens - tokens,
             past=self.past + tokens,
             source=slice(0, 0),
+            images=self.images[tokens:],
         )
+
+    @property
+    def sees(self) -> bool:
+        """Whether it has a token of an image."""
+        return bool((self.images >= 0).any())
 
     @property
     def begins(self) -> bool:
@@ -85,7 +109,8 @@ class PaddedPlanner:
     an encoder-decoder's source, likewise. A call has at most `max_rows` rows and `max_step_tokens`
     tokens, padding counted; a row has at most `longest_row`, and what a sequence has beyond them
     comes in later calls. Where nothing is kept in slots, `has_slots` False, a call's rows are
-    any sequences, those of like length together."""
+    any sequences, those of like length together. A call has at most `max_images` images, of whose
+    patches the model makes a row of each `patches_per_row`."""
 
     def __init__(
         self,
@@ -96,10 +121,13 @@ class PaddedPlanner:
         source_capacity: int = 0,
         longest_row: int | None = None,
         has_slots: bool = True,
+        max_images: int = 1,
+        patches_per_row: int = 1,
     ) -> None:
         self.capacity, self.max_rows, self.max_step_tokens = capacity, max_rows, max_step_tokens
         self.source_capacity, self.has_slots = source_capacity, has_slots
         self.longest_row = longest_row or max_step_tokens
+        self.max_images, self.patches_per_row = max_images, patches_per_row
 
     def calls(self, step: StepInputs) -> Iterator[PaddedCall]:
         """Decoding sequences share a call; prompts share one with neighbours of like lengths.
@@ -107,18 +135,22 @@ class PaddedPlanner:
         Slots between two sequences of a call that take no part in it are rows, too: they write one
         token behind everything, and see one.
         """
-        rows = _rows(step)
+        rows = _rows(step, self.patches_per_row)
         if not self.has_slots:
             by_length = sorted(rows, key=lambda row: row.tokens)
             rows = [replace(row, slot=i) for i, row in enumerate(by_length)]
         while rows:
-            now = [replace(row, tokens=min(row.tokens, self.longest_row)) for row in rows]
-            decode = [row.tokens == 1 and not row.begins for row in now]
+            now = [row.first(self.longest_row, self.max_images) for row in rows]
+            decode = [row.tokens == 1 and not row.begins and not row.sees for row in now]
             for group in self._within_reach([r for r, d in zip(now, decode, strict=True) if d]):
                 yield self._call(step, group, 1)
             for group in self._groups([r for r, d in zip(now, decode, strict=True) if not d]):
                 yield self._call(step, group, max(row.tokens for row in group))
-            rows = [row.behind(self.longest_row) for row in rows if row.tokens > self.longest_row]
+            rows = [
+                row.behind(part.tokens)
+                for row, part in zip(rows, now, strict=True)
+                if row.tokens > part.tokens
+            ]
 
     def _within_reach(self, rows: list[_Row]) -> Iterator[list[_Row]]:
         """Runs of slots, some perhaps left out, that are rows of one call."""
@@ -148,6 +180,7 @@ class PaddedPlanner:
         # An update that would reach beyond its slot is dropped whole.
         inside = all(row.past + longest <= self.capacity for row in group)
         inside = inside and len(group) <= self.max_rows
+        inside = inside and len(_images_of(group)) <= self.max_images
         sources = [row.sources for row in group]
         alike = all(sources) or not any(sources)
         most, padded_sources = self.max_step_tokens, max(sources) * len(group)
@@ -195,7 +228,40 @@ class PaddedPlanner:
             step_rows=step_rows,
             from_rows=inverse.astype(np.int64),
             **self._sources(step, rows, count),
+            **self._images(step, rows, count, length),
         )
+
+    def _images(
+        self, step: StepInputs, rows: list[_Row], count: int, length: int
+    ) -> dict[str, Array]:
+        if step.image_rows is None or step.image_starts is None or step.image_patches is None:
+            return {}
+        assert step.image_positions is not None
+        starts, images = step.image_starts, _images_of(rows)
+        sizes = [int(starts[i + 1] - starts[i]) for i in images] or [self.patches_per_row]
+        longest = max(sizes)
+        patches = np.zeros((len(sizes), longest, step.image_patches.shape[1]), np.float32)
+        positions = np.zeros((len(sizes), longest), np.int64)
+        for i, image in enumerate(images):
+            patches[i, : sizes[i]] = step.image_patches[starts[image] : starts[image + 1]]
+            positions[i, : sizes[i]] = step.image_positions[starts[image] : starts[image + 1]]
+        image_rows = np.full((count, length), -1, np.int64)
+        last_seen = np.zeros((count, length), np.int32)
+        for row in rows:
+            r, own = row.slot - rows[0].slot, row.images
+            first = starts[own] // self.patches_per_row  # of the rows made of the token's image
+            here = np.searchsorted(images, own) * (longest // self.patches_per_row)
+            found = step.image_rows[row.start : row.start + row.tokens] - first + here
+            image_rows[r, : row.tokens] = np.where(own < 0, -1, found)
+            last_seen[r, : row.tokens] = row.past + _ends(own)
+            last_seen[r, row.tokens :] = row.past + row.tokens - 1
+        return {
+            "image_patches": patches,
+            "image_positions": positions,
+            "image_row_lengths": np.array(sizes, np.int32),
+            "image_rows": image_rows,
+            "last_seen": last_seen,
+        }
 
     def _sources(self, step: StepInputs, rows: list[_Row], count: int) -> dict[str, Array]:
         if step.source_lengths is None:
@@ -224,14 +290,34 @@ class PaddedPlanner:
         }
 
 
-def _rows(step: StepInputs) -> list[_Row]:
+def _images_of(rows: list[_Row]) -> Array:
+    """Of the step's images those of which some row has a token."""
+    seen = np.unique(np.concatenate([row.images for row in rows]))
+    return seen[seen >= 0]
+
+
+def _ends(images: Array) -> Array:
+    """For each token the last one of its image, itself where it is of none."""
+    goes_on = (images[1:] >= 0) & (images[1:] == images[:-1])
+    ends = np.flatnonzero(np.append(~goes_on, True))
+    found: Array = ends[np.searchsorted(ends, np.arange(len(images)))]
+    return found
+
+
+def _rows(step: StepInputs, patches_per_row: int) -> list[_Row]:
     """The sequences of a step by their slots."""
     rows = []
+    images = np.full(len(step.token_ids), -1, np.int64)
+    if step.image_rows is not None and step.image_starts is not None:
+        made = step.image_starts // patches_per_row
+        images = np.where(
+            step.image_rows < 0, -1, np.searchsorted(made, step.image_rows, side="right") - 1
+        )
     for s, past in enumerate(step.past_lengths):
         start, stop = int(step.sequence_starts[s]), int(step.sequence_starts[s + 1])
         slot = int(step.sequence_slots[s])
         source = slice(0, 0)
         if step.source_starts is not None:
             source = slice(int(step.source_starts[s]), int(step.source_starts[s + 1]))
-        rows.append(_Row(s, slot, start, stop - start, int(past), source))
+        rows.append(_Row(s, slot, start, stop - start, int(past), source, images[start:stop]))
     return sorted(rows, key=lambda row: row.slot)

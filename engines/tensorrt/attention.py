@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from paddock.engines.tensorrt.bounds import SEQUENCES
+from paddock.engines.tensorrt.bounds import IMAGES, SEQUENCES, TOKENS
 from paddock.engines.tensorrt.network import Tensor, annotate
 from paddock.graph import DType, Node
 from paddock.graph import ops as F
@@ -22,6 +22,8 @@ from paddock.graph import ops as F
 if TYPE_CHECKING:
     from paddock.engines.tensorrt.lowering import Lowering
 
+STEP, SOURCE, IMAGE = "step", "source", "image"
+"""Whose rows: the call's own tokens, sources, images."""
 PRESENT = "present."
 """Outputs that are caches: this, and the name of the input whose memory they share."""
 
@@ -62,10 +64,14 @@ def key_value_lengths(state: Lowering) -> Tensor:
     return state.feed("key_value_lengths", "step", DType.I32, SEQUENCES)
 
 
-def row_lengths(state: Lowering, *, source: bool = False) -> Tensor:
-    """i32 [S]: tokens of each row, or of its source, that are not padding."""
-    name = "source_row_lengths" if source else "row_lengths"
-    return state.feed(name, "step", DType.I32, SEQUENCES)
+def row_lengths(state: Lowering, of: str = STEP) -> Tensor:
+    """i32 [S]: tokens of each row, of its source, or of each image, that are not padding."""
+    name, rows = {
+        STEP: ("row_lengths", SEQUENCES),
+        SOURCE: ("source_row_lengths", SEQUENCES),
+        IMAGE: ("image_row_lengths", IMAGES),
+    }[of]
+    return state.feed(name, "step", DType.I32, rows)
 
 
 def scaled(state: Lowering, q: Tensor, scale: float, dtype: DType) -> Tensor:
@@ -74,14 +80,15 @@ def scaled(state: Lowering, q: Tensor, scale: float, dtype: DType) -> Tensor:
     return state.narrowed(state.elementwise("PROD", state.widened(q), factor), dtype)
 
 
-def rows_of(state: Lowering, x: Tensor, like: Any, *, source: bool = False) -> Tensor:
-    """[tokens, heads, size] -> [S, heads, L, size]; `source`: [S, heads, E, size]."""
+def rows_of(state: Lowering, x: Tensor, like: Any, of: str = STEP) -> Tensor:
+    """[tokens, heads, size] -> [S, heads, L, size]; of sources [S, heads, E, size], of images
+    [images, heads, patches, size]."""
     network, heads, size = state.network, like.type.size(1), like.type.size(2)
 
     def sizes() -> Tensor:
-        return state.joined([state.step_shape(source=source), network.indices(heads, size)], 0)
+        return state.joined([state.step_shape(of), network.indices(heads, size)], 0)
 
-    shape = state.once(("rows", heads, size, source), sizes)
+    shape = state.once(("rows", heads, size, of), sizes)
     return state.view(x, sizes=shape, after=(0, 2, 1, 3))
 
 
@@ -105,9 +112,10 @@ def _fused(
 ) -> Tensor:
     network = state.network
     softmax = network.enum("AttentionNormalizationOp", "SOFTMAX")
-    ragged = network.flavour.features.ragged_attention
+    ragged, kind = network.flavour.features.ragged_attention, "NONE"
     if ragged:
-        kind = "LOWER_RIGHT" if op.window is None and bias is None else "NONE"
+        within = isinstance(op, F.ImageAttention)
+        kind = "LOWER_RIGHT" if op.window is None and bias is None and not within else "NONE"
         causal = network.enum("CausalMaskKind", kind)
         layer = network.layer("attention_v2", q, keys, values, softmax, causal)
         network.set(layer, "key_value_lengths", key_value_lengths(state))
@@ -115,30 +123,32 @@ def _fused(
         layer = network.layer("attention", q, keys, values, softmax, False)
     # A mask beside a causal kind is refused, and only the log says so.
     if bias is not None:
-        network.set(layer, "mask", _biased(state, bias, op.window, dtype))
-    elif op.window is not None or not ragged:
-        network.set(layer, "mask", seen(state, op.window))
+        network.set(layer, "mask", _biased(state, bias, op, dtype))
+    elif kind == "NONE":
+        network.set(layer, "mask", seen(state, op))
     # Where no fused kernel takes these sizes (f32, heads above 256), products and a softmax do.
     network.set(layer, "decomposable", True)
     annotate(layer, scale=op.scale, window=op.window)
     return network.output(layer)
 
 
-def seen(state: Lowering, window: int | None) -> Tensor:
+def seen(state: Lowering, op: F.Attention) -> Tensor:
     """bool [S, 1, L, capacity]: whether a query sees a place in its slot."""
+    window, within = op.window, isinstance(op, F.ImageAttention)
 
     def make() -> Tensor:
         network = state.network
         at = _query_positions(state)
         places = np.arange(state.bounds.capacity, dtype=np.int32).reshape(1, 1, 1, -1)
         j = network.constant(places, DType.I32)
-        not_later = state.unary("NOT", state.elementwise("GREATER", j, at))
+        last = _last_seen(state) if within else at
+        not_later = state.unary("NOT", state.elementwise("GREATER", j, last))
         if window is None:
             return not_later
         oldest = state.elementwise("SUB", at, network.scalar(window, DType.I32, 4))
         return state.elementwise("AND", not_later, state.elementwise("GREATER", j, oldest))
 
-    return state.once(("seen", window), make)
+    return state.once(("seen", window, within), make)
 
 
 def _query_positions(state: Lowering) -> Tensor:
@@ -146,14 +156,24 @@ def _query_positions(state: Lowering) -> Tensor:
 
     def make() -> Tensor:
         network = state.network
-        positions = network.add("cast", state.positions(), network.dtype(DType.I32))
-        shape = state.joined([state.step_shape(), network.indices(1, 1)], 0)
-        return state.view(positions, sizes=shape, after=(0, 2, 1, 3))
+        return _by_query(state, network.add("cast", state.positions(), network.dtype(DType.I32)))
 
     return state.once("query positions", make)
 
 
-def _biased(state: Lowering, bias: Tensor, window: int | None, dtype: DType) -> Tensor:
+def _last_seen(state: Lowering) -> Tensor:
+    """i32 [S, 1, L, 1]: the last place that each token sees, of an image that image's last."""
+    last = state.feed("last_seen", "step", DType.I32, SEQUENCES, TOKENS)
+    return state.once("last seen", lambda: _by_query(state, last))
+
+
+def _by_query(state: Lowering, x: Tensor) -> Tensor:
+    """[S, L] -> [S, 1, L, 1]."""
+    shape = state.joined([state.step_shape(), state.network.indices(1, 1)], 0)
+    return state.view(x, sizes=shape, after=(0, 2, 1, 3))
+
+
+def _biased(state: Lowering, bias: Tensor, op: F.Attention, dtype: DType) -> Tensor:
     """[S, heads, L, capacity] to be added to scores: the bias, and far less where unseen.
 
     In the type of the queries, as the layer wants it.
@@ -161,9 +181,9 @@ def _biased(state: Lowering, bias: Tensor, window: int | None, dtype: DType) -> 
 
     def make() -> Tensor:
         unseen = state.network.scalar(UNSEEN[dtype], DType.F32, 4)
-        return state.narrowed(state.network.add("select", seen(state, window), bias, unseen), dtype)
+        return state.narrowed(state.network.add("select", seen(state, op), bias, unseen), dtype)
 
-    return state.once(("biased", id(bias), window), make)
+    return state.once(("biased", id(bias), op.window, type(op)), make)
 
 
 # Finite, so that a block of keys of which none is seen does not become NaN on its way.
@@ -236,8 +256,8 @@ def _written_out(
         bias = _by_group(state, bias, kv_heads, group, -1, capacity)
         scores = state.elementwise("SUM", scores, bias)
     mask = state.once(
-        ("seen by groups", op.window),
-        lambda: _by_group(state, seen(state, op.window), 1, 1, -1, capacity),
+        ("seen by groups", op.window, type(op)),
+        lambda: _by_group(state, seen(state, op), 1, 1, -1, capacity),
     )
     unseen = network.scalar(UNSEEN[DType.F32], DType.F32, 5)
     scores = network.add("select", mask, scores, unseen)

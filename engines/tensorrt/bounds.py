@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from paddock.engines.protocol import BuildError
@@ -13,8 +13,6 @@ PROFILES = ("context", "generation")
 
 DEFAULT_SEQUENCES = 16
 DEFAULT_STEP_TOKENS = 2048
-
-_ALIGNMENT = 16  # tokens: a row of a cache then begins at a multiple of 256 bytes
 
 
 @dataclass(frozen=True)
@@ -31,6 +29,12 @@ class Bounds:
     """Tokens of the longest source of an encoder-decoder; None, as many as of a sequence."""
     max_row: int | None = None
     """Tokens of a row of a call at most; None, as many as a call has."""
+    max_patches: int | None = None
+    """Rows that an image has at most; None where the model sees none."""
+    patches_per_row: int = 1
+    """Of an image, of which the model makes one row: an image has a multiple of them."""
+    slot_multiple: int = 16
+    """Slots hold a multiple of so many tokens, so that each begins at a multiple of 256 bytes."""
 
     @property
     def capacity(self) -> int:
@@ -38,7 +42,7 @@ class Bounds:
 
         A row that takes no part in a call writes its one token there.
         """
-        return -(-(self.max_context + 1) // _ALIGNMENT) * _ALIGNMENT
+        return -(-(self.max_context + 1) // self.slot_multiple) * self.slot_multiple
 
     @property
     def longest_source(self) -> int:
@@ -47,13 +51,24 @@ class Bounds:
     @property
     def source_capacity(self) -> int:
         """Tokens of a source that a slot holds, one more than any has."""
-        return -(-(self.longest_source + 1) // _ALIGNMENT) * _ALIGNMENT
+        return -(-(self.longest_source + 1) // self.slot_multiple) * self.slot_multiple
 
     @property
     def longest_row(self) -> int:
         """Tokens of the longest row of a call."""
         longest = min(self.max_step_tokens, self.max_context)
         return min(longest, self.max_row or longest)
+
+    @property
+    def max_images(self) -> int:
+        """Of a call."""
+        return max(1, self.max_step_tokens // (self.max_patches or 1))
+
+    def longest(self, of: str) -> int:
+        """Tokens of the longest row of a call, of a source, or of an image."""
+        if of == "source":
+            return self.longest_source
+        return self.longest_row if of == "step" else self.max_patches or 1
 
     @staticmethod
     def of(options: Mapping[str, Any]) -> Bounds:
@@ -75,7 +90,9 @@ class Bounds:
         return Bounds(context, sequences, int(tokens), int(source) if source else None)
 
     def as_json(self) -> dict[str, int]:
-        return {key: value for key, value in asdict(self).items() if value is not None}
+        """What is not as it is by default."""
+        usual = {field.name: field.default for field in fields(self)}
+        return {key: value for key, value in asdict(self).items() if value != usual[key]}
 
     def shapes(self, profile: int, dims: tuple[int | str, ...]) -> list[tuple[int, ...]]:
         """Least, usual and largest shape of an input whose dimensions have these names."""
@@ -93,7 +110,11 @@ class Bounds:
         flat = rows if profile == GENERATION else (1, tokens[1], self.max_step_tokens)
         source = self.longest_source
         sources = {CONTEXT: (1, min(512, source), source), GENERATION: (1, 1, 1)}[profile]
+        images = self.max_images if profile == CONTEXT else 1
+        least, patches = self.patches_per_row, self.max_patches or 1
         sizes = {
+            IMAGES: (1, 1, images),
+            PATCHES: (least, patches, patches) if profile == CONTEXT else (least,) * 3,
             SEQUENCES: sequences,
             TOKENS: tokens,
             ROWS: rows,
@@ -106,3 +127,4 @@ class Bounds:
 # Names of the dimensions that a profile bounds; TensorRT knows those that share a name as equal.
 SEQUENCES, TOKENS, ROWS, FLAT = "sequences", "tokens", "rows", "flat_tokens"
 SOURCES = "source_tokens"
+IMAGES, PATCHES = "images", "image_patches"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from paddock.engines.protocol import BuildError
-from paddock.engines.tensorrt.attention import rows_of, scaled, updated
+from paddock.engines.tensorrt.attention import SOURCE, rows_of, scaled, updated
 from paddock.engines.tensorrt.bounds import SEQUENCES
 from paddock.engines.tensorrt.network import Tensor, annotate
 from paddock.graph import DType, Node
@@ -34,7 +34,7 @@ def cross_attention(state: Lowering, node: Node, inputs: list[Any]) -> Any:
         updated(
             state,
             _cache(state, cache),
-            rows_of(state, x, like, source=True),
+            rows_of(state, x, like, SOURCE),
             state.feed("source_write_indices", "step", DType.I32, SEQUENCES),
         )
         for cache, x, like in zip(node.inputs[3:5], (k, v), node.inputs[1:3], strict=True)

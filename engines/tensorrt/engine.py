@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from math import gcd, prod
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from paddock.engines.tensorrt.compiler_log import CompilerLog
 from paddock.engines.tensorrt.definition import Definition
 from paddock.engines.tensorrt.definition import define as lowered
 from paddock.engines.tensorrt.flavours import Flavour
+from paddock.engines.tensorrt.images import of_images
 from paddock.engines.tensorrt.lowering import lowers
 from paddock.engines.tensorrt.plan import Plan, kernels_in
 from paddock.engines.tensorrt.plugin import is_plugin, require_a_form
@@ -38,6 +40,7 @@ from paddock.graph import DType, Graph, GraphError
 from paddock.graph.ops import (
     Attention,
     BidirectionalAttention,
+    CacheBlocks,
     CrossAttention,
     Dequantize,
     GatedDeltaRule,
@@ -47,6 +50,7 @@ from paddock.graph.ops import (
     SequenceMean,
 )
 from paddock.graph.passes.expand import expand
+from paddock.graph.tensor import fixed
 
 NAME = "tensorrt"
 CAPABILITIES = Capabilities(
@@ -228,11 +232,34 @@ def bounds_of(graph: Graph, options: Mapping[str, Any]) -> Bounds:
     ops = {type(node.op) for node in graph.nodes}
     if CrossAttention not in ops:
         bounds = replace(bounds, max_source=None)
-        if ops & {BidirectionalAttention, SequenceMean} and bounds.longest_row < bounds.max_context:
+        if _reads_whole_rows(graph) and bounds.longest_row < bounds.max_context:
             bounds = replace(bounds, max_step_tokens=bounds.max_context)
+    bounds = replace(of_images(graph, bounds), slot_multiple=_slot_multiple(graph))
     if ops & {SelectiveScan, GatedDeltaRule, RealGatedRecurrence}:
         bounds = replace(bounds, max_row=min(ROW_TOKENS, bounds.longest_row))
     return bounds
+
+
+def _slot_multiple(graph: Graph) -> int:
+    """Tokens of which a slot holds a multiple: narrow heads need more than 16 to fill 256 bytes."""
+    row_bytes = [
+        prod(fixed(node.op.shape[2:])) * node.op.dtype.bits // 8
+        for node in graph.nodes
+        if isinstance(node.op, CacheBlocks)
+    ]
+    return max([16, *(256 // gcd(256, nbytes) for nbytes in row_bytes)])
+
+
+def _reads_whole_rows(graph: Graph) -> bool:
+    """Whether tokens see those behind them: of the step, and not of images."""
+    starts = {
+        starts.op.key
+        for node in graph.nodes
+        if isinstance(node.op, BidirectionalAttention | SequenceMean)
+        for tensor in node.inputs
+        if isinstance((starts := tensor.node).op, Input)
+    }
+    return "sequence_starts" in starts
 
 
 def arithmetic_of(graph: Graph) -> list[DType]:

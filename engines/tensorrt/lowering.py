@@ -17,8 +17,17 @@ from typing import Any, Protocol
 import numpy as np
 
 from paddock.engines.protocol import BuildError
-from paddock.engines.tensorrt.attention import attention
-from paddock.engines.tensorrt.bounds import FLAT, ROWS, SEQUENCES, SOURCES, TOKENS, Bounds
+from paddock.engines.tensorrt.attention import IMAGE, SOURCE, STEP, attention
+from paddock.engines.tensorrt.bounds import (
+    FLAT,
+    IMAGES,
+    PATCHES,
+    ROWS,
+    SEQUENCES,
+    SOURCES,
+    TOKENS,
+    Bounds,
+)
 from paddock.engines.tensorrt.collectives import (
     all_gather,
     all_reduce,
@@ -101,17 +110,24 @@ class Lowering:
         """i64 [S, L], whose shape says what S and L are."""
         return self.feed("positions", "step", DType.I64, SEQUENCES, TOKENS)
 
-    def step_shape(self, *, source: bool = False) -> Tensor:
-        """i64 [2]: S and L; or S and E, of the sources that a call brings."""
-        if not source:
-            return self.once("step shape", lambda: self.network.add("shape", self.positions()))
+    def step_shape(self, of: str = STEP) -> Tensor:
+        """i64 [2]: S and L; S and E, of the sources that a call brings; images and patches."""
+        names = {
+            STEP: ("positions",),
+            SOURCE: ("source_ids", "source_features"),
+            IMAGE: ("image_patches",),
+        }[of]
 
         def make() -> Tensor:
-            rows = next(self.fed[n] for n in ("source_ids", "source_features") if n in self.fed)
+            rows = (
+                self.positions()
+                if of == STEP
+                else next(self.fed[n] for n in names if n in self.fed)
+            )
             shape = self.network.add("shape", rows)
             return shape if len(rows.shape) == 2 else self.last_axis(shape, 0, 2)
 
-        return self.once("source shape", make)
+        return self.once(("shape", of), make)
 
     def give(self, tensor: Tensor, name: str) -> None:
         """Mark a network output."""
@@ -233,12 +249,16 @@ def _input(state: Lowering, node: Node, inputs: list[Any]) -> Any:
     assert isinstance(op, F.Input)
     if op.key == "logit_rows":
         return state.feed(op.key, "step", op.dtype, ROWS)
-    if op.key in ("token_ids", "positions", "token_types"):
+    if op.key in ("token_ids", "positions", "token_types", "image_rows"):
         rows = state.feed(op.key, "step", op.dtype, SEQUENCES, TOKENS)
         return state.once(("flat", op.key), lambda: state.view(rows, (-1,)))
     if op.key in ("source_ids", "source_features", "source_positions"):
         tail = fixed(op.shape[1:])
         rows = state.feed(op.key, "step", op.dtype, SEQUENCES, SOURCES, *tail)
+        return state.once(("flat", op.key), lambda: state.view(rows, (-1, *tail)))
+    if op.key in ("image_patches", "image_positions"):
+        tail = fixed(op.shape[1:])
+        rows = state.feed(op.key, "step", op.dtype, IMAGES, PATCHES, *tail)
         return state.once(("flat", op.key), lambda: state.view(rows, (-1, *tail)))
     if op.key in PACKED_STEP:
         return None  # of a packed step: attention has `write_indices` and lengths in their place
@@ -255,6 +275,7 @@ PACKED_STEP = (
     "source_lengths",
     "source_table",
     "source_table_starts",
+    "image_starts",
 )
 
 
@@ -488,6 +509,20 @@ def _gather(state: Lowering, node: Node, inputs: list[Any]) -> Any:
     return state.network.add("gather", inputs[0], inputs[1], 0)
 
 
+def _fold_rows(state: Lowering, node: Node, inputs: list[Any]) -> Any:
+    return state.view(inputs[0], (-1, node.outputs[0].type.size(1)))
+
+
+def _replace_rows(state: Lowering, node: Node, inputs: list[Any]) -> Any:
+    # A call has one row at least to be read, which is nobody's where there is no image.
+    x, y, rows = inputs
+    network, rank = state.network, node.inputs[0].type.rank
+    none = network.scalar(0, node.inputs[2].dtype, 1)
+    found = network.add("gather", y, state.elementwise("MAX", rows, none), 0)
+    itself = state.view(state.elementwise("LESS", rows, none), (-1, *(1,) * (rank - 1)))
+    return network.add("select", itself, x, found)
+
+
 # ** other ranks **
 
 
@@ -517,11 +552,13 @@ TABLE: dict[type[Op], Callable[[Lowering, Node, list[Any]], Any]] = {
     F.CrossAttention: cross_attention,
     F.Dequantize: _dequantize,
     F.Fill: _fill,
+    F.FoldRows: _fold_rows,
     F.Gather: _gather,
     F.Input: _input,
     F.GatedDeltaRule: gated_delta_rule,
     F.GroupedLinear: grouped_linear,
     F.HeadLinear: _head_linear,
+    F.ImageAttention: attention,
     F.LayerNorm: _layer_norm,
     F.Linear: _linear,
     F.Mul: _binary("PROD"),
@@ -530,6 +567,7 @@ TABLE: dict[type[Op], Callable[[Lowering, Node, list[Any]], Any]] = {
     F.Receive: _receive,
     F.ReduceScatter: reduce_scatter,
     F.RelativeAttention: attention,
+    F.ReplaceRows: _replace_rows,
     F.Reshape: _reshape,
     F.Rotary: _rotary,
     F.Route: route,

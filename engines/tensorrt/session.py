@@ -77,6 +77,8 @@ class TensorRTSession:
             source_capacity=plan.bounds.source_capacity,
             longest_row=plan.bounds.longest_row,
             has_slots=bool(kept),
+            max_images=plan.bounds.max_images,
+            patches_per_row=plan.bounds.patches_per_row,
         )
         self._caches: dict[str, Buffer] = {}
         self._slots = 0

@@ -101,7 +101,7 @@ def cache_of_the_first_slot(patch: Patch) -> None:
 
 def mask_without_window(patch: Patch) -> None:
     own = attention.seen
-    patch.setattr(attention, "seen", lambda state, window: own(state, None))
+    patch.setattr(attention, "seen", lambda state, op: own(state, replace(op, window=None)))
 
 
 def biases_left_out(patch: Patch) -> None:

@@ -17,7 +17,7 @@ from paddock.graph.tensor import fixed
 from paddock.layers import quantize, trace
 from paddock.models import registry
 from tests.engines.tensorrt.networks import OPTIONS
-from tests.models import encoder_cases, encoder_decoder_cases
+from tests.models import encoder_cases, encoder_decoder_cases, vision_cases
 from tests.models.decoder_draws import DECODERS, FAMILIES, Draw
 from tests.models.encoder_cases import EncoderCase
 from tests.models.encoder_decoder_cases import EncoderDecoderCase
@@ -25,6 +25,7 @@ from tests.models.expert_draws import EXPERTS
 from tests.models.parity_cases import CASES, CHARACTERISTIC
 from tests.models.remote_code_draws import REMOTE
 from tests.models.state_draws import STATES
+from tests.models.vision_cases import VisionCase
 
 Config = dict[str, Any]
 DRAWN = (*DECODERS, *EXPERTS, *STATES)
@@ -37,6 +38,7 @@ SAME = {
     "ElectraForPreTraining": "ElectraForMaskedLM",
     "MPTForCausalLM": "MptForCausalLM",
     "PhiMoEForCausalLM": "PhimoeForCausalLM",
+    "SmolVLMForConditionalGeneration": "Idefics3ForConditionalGeneration",
 }
 
 
@@ -53,6 +55,11 @@ def configs(name: str) -> Iterator[Config]:
             yield REMOTE[name].config(drawn) | {"architectures": [name]}
     elif name in DRAWN:
         yield from (FAMILIES[name](Draw(name, number, divisible=True)) for number in count())
+    elif name in _SEEING:
+        draw = vision_cases.DRAW[_SEEING[name]]
+        for number in count():
+            config = draw(np.random.default_rng(number), 1 + number % 3)
+            yield config | {"architectures": [name]}
     elif name in _OF_SOURCES:
         yield from (EncoderDecoderCase(f"{_OF_SOURCES[name]}/{n}").config for n in count(1))
     else:
@@ -71,6 +78,11 @@ _OF_SOURCES = {
     EncoderDecoderCase(name).config["architectures"][0]: name.partition("/")[0]
     for name in encoder_decoder_cases.NAMES
 }
+_SEEING = {
+    VisionCase(name).config["architectures"][0]: name.partition("/")[0]
+    for name in reversed(vision_cases.NAMES)
+    if VisionCase(name).config["architectures"][0] not in SAME
+}
 CLASSES = tuple(
     dict.fromkeys(
         [
@@ -79,6 +91,7 @@ CLASSES = tuple(
             *REMOTE,
             *(name.partition("/")[0] for name in encoder_cases.NAMES),
             *_OF_SOURCES,
+            *_SEEING,
             *SAME,
         ]
     )
