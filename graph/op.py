@@ -45,14 +45,17 @@ class Op:
     takes plugins. Where an engine has none, `expand` is asked for a subgraph of other ops.
 
     `has_effects` says that computing it twice is not the same as once (it writes into a cache, it
-    talks to another rank): such nodes are never merged. `abstract=True` in the class's bases keeps
-    a class that only others derive from out of `OPS`.
+    talks to another rank): such nodes are never merged. `is_by_rows` says that row i of the
+    outputs, along the first axis, is made of the rows i of the operands that have the same symbolic
+    axis, and of the others whole: of such an op, rows that nobody reads need not be computed.
+    `abstract=True` in the class's bases keeps a class that only others derive from out of `OPS`.
     """
 
     name: ClassVar[str]
     lowerings: ClassVar[Mapping[str, Callable[..., Any]]] = {}
     cuda_source: ClassVar[CudaSource | None] = None
     has_effects: ClassVar[bool] = False
+    is_by_rows: ClassVar[bool] = False
 
     def __init_subclass__(cls, *, abstract: bool = False) -> None:
         cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__)

@@ -57,6 +57,8 @@ class Collective(Op, abstract=True):
 class AllReduce(Collective):
     """Sum over the tensor-parallel ranks."""
 
+    is_by_rows: ClassVar[bool] = True
+
     def exchange(self, communicator: Communicator, *inputs: Array) -> Array:
         return communicator.all_reduce(inputs[0])
 
@@ -66,6 +68,8 @@ class AllGather(Collective):
     """Join the tensor-parallel ranks' tensors along the last axis."""
 
     ranks: int
+
+    is_by_rows: ClassVar[bool] = True
 
     def infer(self, x: TensorType) -> TensorType:
         if self.ranks < 1:
@@ -82,6 +86,8 @@ class ReduceScatter(Collective):
 
     ranks: int
 
+    is_by_rows: ClassVar[bool] = True
+
     def infer(self, x: TensorType) -> TensorType:
         if self.ranks < 1:
             raise GraphError(f"a mesh has no {self.ranks} ranks")
@@ -96,6 +102,8 @@ class ReduceScatter(Collective):
 @dataclass(frozen=True)
 class Broadcast(Collective):
     """The first tensor-parallel rank's tensor; the others' only lend their shape."""
+
+    is_by_rows: ClassVar[bool] = True
 
     def exchange(self, communicator: Communicator, *inputs: Array) -> Array:
         return communicator.broadcast(inputs[0])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -23,6 +24,8 @@ _NARROW = tuple(d.numpy for d in (DType.F16, DType.BF16, DType.F8E4M3))
 class Add(Op):
     """x + y; y may lack leading axes of x (a bias [features] on [tokens, features])."""
 
+    is_by_rows: ClassVar[bool] = True
+
     def infer(self, x: TensorType, y: TensorType) -> TensorType:
         return _same_tail(x, y)
 
@@ -33,6 +36,8 @@ class Add(Op):
 @dataclass(frozen=True)
 class Mul(Op):
     """x * y; y may lack leading axes of x."""
+
+    is_by_rows: ClassVar[bool] = True
 
     def infer(self, x: TensorType, y: TensorType) -> TensorType:
         return _same_tail(x, y)
@@ -46,6 +51,8 @@ class Scale(Op):
     """x times a constant."""
 
     factor: float
+
+    is_by_rows: ClassVar[bool] = True
 
     def infer(self, x: TensorType) -> TensorType:
         if not x.dtype.is_float:
@@ -64,6 +71,8 @@ class Clamp(Op):
     low: float
     high: float
 
+    is_by_rows: ClassVar[bool] = True
+
     def infer(self, x: TensorType) -> TensorType:
         if not x.dtype.is_float:
             raise GraphError(f"{x} within bounds: expected floats")
@@ -81,6 +90,8 @@ class Cast(Op):
 
     dtype: DType
 
+    is_by_rows: ClassVar[bool] = True
+
     def infer(self, x: TensorType) -> TensorType:
         return TensorType(self.dtype, x.shape)
 
@@ -93,6 +104,8 @@ class Activation(Op):
     """A nonlinearity by its name in `ACTIVATIONS`."""
 
     kind: str
+
+    is_by_rows: ClassVar[bool] = True
 
     def infer(self, x: TensorType) -> TensorType:
         if self.kind not in ACTIVATIONS:

@@ -1,6 +1,7 @@
 """Mixtures of experts: which experts a token goes to, and products with the weights of each."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -42,6 +43,8 @@ class Route(Op):
     kept_groups: int = 1
     group_best: int = 1
     jitter: float = 0.0
+
+    is_by_rows: ClassVar[bool] = True
 
     def infer(self, logits: TensorType, *bias: TensorType) -> tuple[TensorType, TensorType]:
         if logits.rank != 2 or not logits.dtype.is_float:
@@ -124,6 +127,8 @@ class GroupedLinear(Op):
 
     first: int | None = None
 
+    is_by_rows: ClassVar[bool] = True
+
     def infer(
         self, x: TensorType, weight: TensorType, ids: TensorType, *bias: TensorType
     ) -> TensorType:
@@ -163,6 +168,8 @@ class GroupedLinear(Op):
 @dataclass(frozen=True)
 class WeightedSum(Op):
     """The sum of y [tokens, chosen, features] over `chosen`, by weights [tokens, chosen]."""
+
+    is_by_rows: ClassVar[bool] = True
 
     def infer(self, y: TensorType, weights: TensorType) -> TensorType:
         if y.rank != 3 or not (y.dtype.is_float and weights.dtype.is_float):

@@ -1,6 +1,7 @@
 """Matrix products with weights."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from paddock.graph.dtype import Array
 from paddock.graph.errors import GraphError
@@ -12,6 +13,8 @@ from paddock.graph.tensor import Tensor, TensorType
 @dataclass(frozen=True)
 class Linear(Op):
     """y = x W^T with x [n, inputs] and W [outputs, inputs]."""
+
+    is_by_rows: ClassVar[bool] = True
 
     def infer(self, x: TensorType, weight: TensorType) -> TensorType:
         if x.rank != 2 or weight.rank != 2 or x.shape[1] != weight.shape[1]:
@@ -37,6 +40,8 @@ class HeadLinear(Op):
     first: int
     rows: int
     turned: bool = False
+
+    is_by_rows: ClassVar[bool] = True
 
     def infer(self, x: TensorType, weight: TensorType) -> TensorType:
         if x.rank != 3 or weight.rank != 3 or x.shape[1] != weight.shape[0]:

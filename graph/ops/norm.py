@@ -1,6 +1,7 @@
 """Normalisation over the last axis, computed in f32 whatever the element type."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -16,6 +17,8 @@ class RMSNorm(Op):
     """weight * x / sqrt(mean(x^2) + eps): Zhang and Sennrich 2019, arxiv.org/abs/1910.07467."""
 
     eps: float
+
+    is_by_rows: ClassVar[bool] = True
 
     def infer(self, x: TensorType, weight: TensorType) -> TensorType:
         _check_eps(self.eps)
@@ -35,6 +38,8 @@ class LayerNorm(Op):
     """
 
     eps: float
+
+    is_by_rows: ClassVar[bool] = True
 
     def infer(self, x: TensorType, weight: TensorType, *bias: TensorType) -> TensorType:
         _check_eps(self.eps)

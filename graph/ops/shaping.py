@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from math import prod
+from typing import ClassVar
 
 import numpy as np
 
@@ -17,6 +18,8 @@ class Split(Op):
 
     sizes: tuple[int, ...]
 
+    is_by_rows: ClassVar[bool] = True
+
     def infer(self, x: TensorType) -> tuple[TensorType, ...]:
         if any(size < 1 for size in self.sizes):
             raise GraphError(f"sizes {self.sizes}: each must be 1 at least")
@@ -31,6 +34,8 @@ class Split(Op):
 @dataclass(frozen=True)
 class Concat(Op):
     """Join along the last axis."""
+
+    is_by_rows: ClassVar[bool] = True
 
     def infer(self, *xs: TensorType) -> TensorType:
         if not xs:
@@ -50,6 +55,8 @@ class Reshape(Op):
     """Another view of the axes behind the first, which stays: [tokens, a*b] <-> [tokens, a, b]."""
 
     tail: tuple[int, ...]
+
+    is_by_rows: ClassVar[bool] = True
 
     def infer(self, x: TensorType) -> TensorType:
         if x.rank < 1 or any(size < 1 for size in self.tail):

@@ -4,10 +4,11 @@ from collections.abc import Callable, Sequence
 
 from paddock.graph.errors import GraphError
 from paddock.graph.graph import Graph
-from paddock.graph.passes import select_rows_early, simplify
+from paddock.graph.passes import simplify
 from paddock.graph.passes.merge_equal import merge_equal
 from paddock.graph.passes.pattern import Rule, rewrite
 from paddock.graph.passes.remove_dead import remove_dead
+from paddock.graph.passes.select_rows_early import select_rows_early
 
 # A function over graphs, or a list of (pattern, rewrite) under a name.
 Pass = Callable[[Graph], Graph] | tuple[str, Sequence[Rule]]
@@ -16,8 +17,8 @@ STANDARD: list[Pass] = [
     remove_dead,
     ("simplify", simplify.RULES),
     merge_equal,
-    ("select_rows_early", select_rows_early.RULES),
-    merge_equal,  # of the rows that several norms are given
+    select_rows_early,
+    merge_equal,  # of the rows that were picked before
     remove_dead,
 ]
 

@@ -19,12 +19,12 @@ from paddock.graph.passes import (
     Pass,
     rewrite,
     run_passes,
-    select_rows_early,
     simplify,
     split_fused_linears,
 )
 from paddock.graph.passes.merge_equal import merge_equal
 from paddock.graph.passes.remove_dead import remove_dead
+from paddock.graph.passes.select_rows_early import select_rows_early
 from tests.graph.random_graphs import RandomGraph
 from tests.graph.written import tensor, tensors
 
@@ -32,7 +32,7 @@ PASSES: dict[str, list[Pass]] = {
     "remove_dead": [remove_dead],
     "merge_equal": [merge_equal],
     "simplify": [("simplify", simplify.RULES)],
-    "select_rows_early": [("select_rows_early", select_rows_early.RULES)],
+    "select_rows_early": [select_rows_early, remove_dead],
     "split_fused_linears": [("split_fused_linears", split_fused_linears.RULES)],
     "standard": STANDARD,
     "everything": [*STANDARD, ("split_fused_linears", split_fused_linears.RULES), *STANDARD],
@@ -97,28 +97,51 @@ def test_rows_are_picked_before_the_norm(operands: int) -> None:
             else F.layer_norm(x, w, [None, b][operands - 2], 0.1)
         )
         y = F.gather(norm, rows)
-    result = rewrite(graph_of(y, of=graph), select_rows_early.RULES)
+    result = remove_dead(select_rows_early(graph_of(y, of=graph)))
     assert result.outputs[0].node.op == norm.node.op
     assert result.outputs[0].node.inputs[0].node.op == F.Gather()
     assert len(result.outputs[0].node.inputs) == len(norm.node.inputs)
 
 
-def test_rules_reach_what_rules_have_made() -> None:
-    """gather(norm(norm(x))): the inner gather is made by the rule that moves the outer one."""
+def test_rows_are_picked_before_all_that_only_they_need() -> None:
+    """A last layer behind its attention: x + mlp(norm(x)), of which some rows are read."""
+    graph = Graph()
+    with use_graph(graph):
+        a, h, o, w, up, down = tensors(
+            *("f32[tokens, 2, 4]", "f32[tokens, 8]", "f32[8, 8]", "f32[8]", "f32[12, 8]"),
+            "f32[8, 6]",
+        )
+        rows = tensor("i64[rows]", "rows")
+        x = h + F.linear(F.reshape(a, 8), o)
+        gate, value = F.split(F.linear(F.rms_norm(x, w, 0.1), up), 6, 6)
+        y = x + F.linear(F.activation(gate, "silu") * value, down)
+        z = F.gather(F.rms_norm(y, w, 0.1), rows)
+    result = remove_dead(select_rows_early(graph_of(z, of=graph)))
+    gathers = list(result.find(F.Gather))
+    assert [n.inputs[0].node.op.name for n in gathers] == ["input", "input"]  # of a and h
+    assert not [n for n in result.nodes if n.inputs and n.outputs[0].shape[0] != rows.shape[0]]
+    assert {**ops_of(result), "gather": 1} == ops_of(graph)
+
+
+@pytest.mark.parametrize("other", ["output", "rows", "op"])
+def test_what_others_read_stays_whole(other: str) -> None:
     graph = Graph()
     with use_graph(graph):
         x, w = tensors("f32[tokens, 8]", "f32[8]")
-        y = x
-        for _ in range(5):
-            y = F.rms_norm(y, w, 0.1)
-        y = F.gather(y, tensor("i64[rows]", "rows"))
-    result = rewrite(graph_of(y, of=graph), select_rows_early.RULES)
-    node = result.outputs[0].node
-    for _ in range(5):
-        assert node.op == F.RMSNorm(0.1)
-        node = node.inputs[0].node
-    assert node.op == F.Gather()
-    assert ops_of(result) == {"rms_norm": 5, "gather": 1}
+        rows = tensor("i64[rows]", "rows")
+        norm = F.rms_norm(F.scale(x, 2.0), w, 0.1)
+        y = F.gather(F.scale(norm, 3.0), rows)
+        z = {
+            "output": norm,
+            "rows": F.gather(norm, tensor("i64[others]", "others")),
+            "op": F.sequence_mean(norm, tensor("i32[sequences + 1]", "starts")),
+        }[other]
+    result = remove_dead(select_rows_early(graph_of(y, z, of=graph)))
+    read = result.outputs[0].node  # the scale, of some rows
+    picked = read.inputs[0].node
+    assert (read.op, picked.op) == (F.Scale(3.0), F.Gather())
+    assert picked.inputs[0].node.op == norm.node.op
+    assert picked.inputs[0].shape == x.shape
 
 
 def fused(sizes: tuple[int, ...], *, bias: bool, quantized: bool = False) -> Graph:
