@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 # pip can read [dependency-groups] from 25.1 on; the version is bounded below for that.
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet
 
-.PHONY: demo test test-slow test-hosts fuzz test-gpu test-tensorrt-matrix check format golden parity tensorrt clean
+.PHONY: demo test test-slow test-hosts test-slurm fuzz test-gpu test-tensorrt-matrix check format golden parity tensorrt clean
 
 demo: $(VENV)/.installed  ## generate text from the bundled checkpoint
 	@$(BIN)/paddock demo
@@ -23,6 +23,9 @@ fuzz: $(VENV)/.test  ## other inputs than the tests' own, for longer: make fuzz 
 
 test-hosts: $(VENV)/.test  ## ranks on two hosts: network namespaces, by root or in a user namespace
 	@$(BIN)/python -m pytest -q -m hosts
+
+test-slurm: $(VENV)/.test  ## ranks that srun starts: by root, with Debian's slurm-wlm and munge
+	@$(BIN)/python -m pytest -q -m slurm
 
 test-gpu: $(VENV)/.gpu  ## the tests of the cuda engine, on a machine with an NVIDIA GPU
 	@$(BIN)/python -m pytest -q -m gpu

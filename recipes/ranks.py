@@ -14,7 +14,7 @@ from paddock.recipes.tracing import mesh_of
 from paddock.recipes.version import installed_version
 from paddock.runtime.distributed import hosts as hosts_of_ranks
 from paddock.runtime.distributed.front import Patience, RankGroup, RemoteSession
-from paddock.runtime.distributed.launch import Launched, launched
+from paddock.runtime.distributed.launch import Launched, launched, require_mpi_of_srun
 
 if TYPE_CHECKING:
     from paddock.recipes.pipeline import BuiltEngine
@@ -39,6 +39,7 @@ def start(recipe: Recipe) -> list[RankGroup]:
         _check_hosts(hosts, mesh, recipe.mesh.dp, by)
     if mesh.size == 1 and by is None:
         return []
+    require_mpi_of_srun()
     if by is not None and recipe.mesh.dp > 1:
         raise BuildError(
             f"mesh.dp={recipe.mesh.dp}: under a launcher there is one replica; start it without the"

@@ -66,6 +66,17 @@ def launched(environment: Mapping[str, str] = os.environ) -> Launched | None:
     return None
 
 
+def require_mpi_of_srun(environment: Mapping[str, str] = os.environ) -> None:
+    """Where srun started several processes, they must know of each other. Raises `BuildError`."""
+    tasks = environment.get("SLURM_STEP_NUM_TASKS", "")
+    if launched(environment) is None and tasks.isdigit() and int(tasks) > 1:
+        raise BuildError(
+            f"srun started {tasks} processes that do not know of each other; start them with"
+            " srun --mpi=pmi2 (srun --mpi=list shows what there is), or unset SLURM_STEP_NUM_TASKS"
+            " where each is to have ranks of its own"
+        )
+
+
 def dismiss() -> None:
     """Let the other processes of the launcher go, where this one ends without having used them.
 
@@ -193,7 +204,11 @@ def start_ranks(count: int, front: str, hosts: Sequence[str] | None = None) -> P
         options = ["--oversubscribe", "--bind-to", "none"]
         if os.geteuid() == 0:  # it refuses root unless told twice
             environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    if hosts is not None:
+    if hosts is None:
+        # MPICH's would divide them over a Slurm job's hosts, by an srun that waits for the one
+        # that this process may be in.
+        environment |= {"HYDRA_LAUNCHER": "fork", "HYDRA_RMK": "user"}
+    else:
         options += ["--host" if options else "-hosts", divide(count, hosts)]
     output = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
     command = [str(launcher), *options, "-n", str(count)]
