@@ -10,6 +10,7 @@ from paddock.engines.tensorrt.plan import kernels_in
 from paddock.engines.tensorrt.targets import OLDEST
 from paddock.graph import DType, QuantFormat
 from tests.engines.tensorrt.networks import FP8, Model, defined
+from tests.engines.tensorrt.zoo import request_of
 from tests.models.parity_cases import CASES, CHARACTERISTIC
 
 # The case of each architecture that has its peculiarities on, or else its first.
@@ -61,6 +62,12 @@ def test_quantized_weights(flavour: Flavour, dtype: DType, quant: QuantFormat) -
     whole = compiled(flavour, "llama-biases", dtype)
     small = compiled(flavour, "llama-biases", dtype, quant=quant)
     assert kernels_in(small).keys() != kernels_in(whole).keys()
+
+
+def test_a_square_behind_a_product_compiles_for_turing(flavour: Flavour) -> None:
+    """Arcee's MLP squares what a ReLU leaves of a product with a bias."""
+    request = request_of("ArceeForCausalLM", DType.F16, None, target=["sm75"])
+    assert compile_plan(defined(flavour, request)[1], request.targets)
 
 
 def test_the_forms_are_those_that_fuse(flavour: Flavour) -> None:
