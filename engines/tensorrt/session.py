@@ -118,7 +118,7 @@ class TensorRTSession:
         """f32 logits [R, vocab_size]. Steps on the way are finished, and their tokens dropped."""
         self._finish_all()
         logits = np.empty((len(step.logit_rows), self.vocab_size), np.float32)
-        for call in self._planner.calls(step):
+        for call in self._calls(step):
             out = self._queue(call)
             found = np.empty((len(call.logit_rows), self.vocab_size), np.float32)
             self._device.download(out, found)
@@ -131,7 +131,7 @@ class TensorRTSession:
         """Queue a step whose tokens are chosen on the device; `chosen` gives them, in order."""
         if len(self._flights) >= IN_FLIGHT:
             raise BuildError(f"{IN_FLIGHT} steps are on the way: ask what was chosen first")
-        calls = list(self._planner.calls(step))
+        calls = self._calls(step)
         for call in calls:
             self._require_slots(call)
         highest = max(choices.slots.max(initial=-1), -1 - step.token_ids.min(initial=0))
@@ -200,6 +200,19 @@ class TensorRTSession:
         told = self._stage(4 * len(order))
         self._device.download(tokens, told)
         return told.view(np.int32)
+
+    def _calls(self, step: StepInputs) -> list[PaddedCall]:
+        """Raises `BuildError` for a sequence longer than the plan's: TensorRT would drop, and say
+        nothing, what is written beyond a slot."""
+        if self._caches_in:
+            longest = int((step.past_lengths + np.diff(step.sequence_starts)).max(initial=0))
+            if longest > self.plan.bounds.max_context:
+                raise BuildError(
+                    f"a sequence of {longest} tokens is longer than the"
+                    f" {self.plan.bounds.max_context} that the plan was built for; raise"
+                    " limits.max_context, and build again"
+                )
+        return list(self._planner.calls(step))
 
     def _require_slots(self, call: PaddedCall) -> None:
         rows = len(call.token_ids)

@@ -127,7 +127,7 @@ class Waiting:
 def late(flavour: Flavour, name: str = "llama") -> Counting:
     """A session of one layer over what happens late."""
     model = Model(name, config={"num_hidden_layers": 1})
-    plan, definition = defined(flavour, model.request(max_tokens_per_step=24))
+    plan, definition = defined(flavour, model.request(max_tokens_per_step=24, max_context=64))
     device = LateDevice()
     engine = InterpretedEngine(definition, device.calls)
     contexts = [LateContext(engine, device) for _ in PROFILES]

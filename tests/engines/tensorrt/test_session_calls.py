@@ -233,6 +233,19 @@ def test_a_sequence_beyond_the_cache_is_refused_before_any_call(recorded: Record
     assert recorded.calls() == []
 
 
+def test_a_sequence_beyond_the_profile_is_refused_before_any_call(recorded: Recorded) -> None:
+    recorded.session.allocate_cache(1, SLOTS)
+    longest = recorded.plan.bounds.max_context
+    recorded.run((0, 1, longest - 1))
+    with pytest.raises(
+        BuildError,
+        match=rf"a sequence of {longest + 1} tokens is longer than the {longest} that the plan was"
+        r" built for; raise limits\.max_context, and build again",
+    ):
+        recorded.session.run(recorded.step((1, 2, 3), (0, 1, longest)))
+    assert recorded.calls() == []
+
+
 def test_memory_that_is_not_there_is_named_with_the_setting_that_takes_it(
     flavour: Flavour,
 ) -> None:

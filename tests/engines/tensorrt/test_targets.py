@@ -100,6 +100,19 @@ def test_the_table_of_features_is_true_of_what_is_installed() -> None:
             assert hasattr(trt.ComputeCapability, target.upper())
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_sequences": 8, "max_tokens_per_step": 7}, r"per_step is 7, limits.max_sequences 8"),
+        ({"max_context": 0}, r"limits\.max_context is 0, expected 1 at least"),
+        ({"max_sequences": -1}, r"limits\.max_sequences is -1, expected 1 at least"),
+    ],
+)
+def test_limits_that_contradict_each_other(options: dict[str, int], message: str) -> None:
+    with pytest.raises(BuildError, match=message):
+        Bounds.of({"max_context": 64, **options})
+
+
 def test_profiles_bound_what_a_step_may_be() -> None:
     bounds = Bounds.of({"max_context": 100, "max_sequences": 4, "max_tokens_per_step": 64})
     assert bounds.capacity == 112  # 101 in whole sixteens
