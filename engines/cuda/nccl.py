@@ -119,6 +119,11 @@ class NcclRanks:
             communicator.send(own)
             self._behind = join(2, own.tobytes(), 0)
 
+    @property
+    def shared_address(self) -> int:
+        """The ncclComm_t of the tensor-parallel ranks."""
+        return int(self._nccl.comm)
+
     def all_reduce(self, x: Any, y: Any) -> None:
         self._nccl.allReduce(x.data.ptr, y.data.ptr, x.size, _type(x), _SUM, self._stream.ptr)
 

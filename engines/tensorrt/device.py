@@ -94,7 +94,7 @@ class CupyDevice:
                 " install 'paddock[tensorrt]', or 'paddock[rtx]'"
             ) from error
         self._cupy: Any = cupy
-        self._stream = cupy.cuda.Stream(non_blocking=True)
+        self.cupy_stream = self._stream = cupy.cuda.Stream(non_blocking=True)
         self.stream = int(self._stream.ptr)
         self._processors = int(cupy.cuda.Device().attributes["MultiProcessorCount"])
         self._choosing: Any = None

@@ -41,6 +41,7 @@ from paddock.graph.ops import (
     Attention,
     BidirectionalAttention,
     CacheBlocks,
+    Communicator,
     CrossAttention,
     Dequantize,
     GatedDeltaRule,
@@ -299,9 +300,17 @@ class TensorRTEngine:
     def kernels(self, weights: WeightSource, options: Mapping[str, Any]) -> dict[str, int]:
         return kernels_in(self.plan.data)
 
-    def open(self, weights: WeightSource, options: Mapping[str, Any]) -> TensorRTSession:
-        """A session on this machine's GPU. Raises `BuildError` where the plan cannot run here."""
-        return open_on_gpu(self.plan, weights)
+    def open(
+        self,
+        weights: WeightSource,
+        options: Mapping[str, Any],
+        communicator: Communicator | None = None,
+    ) -> TensorRTSession:
+        """A session on this machine's GPU. Raises `BuildError` where the plan cannot run here.
+
+        Of a plan that is one rank's, `communicator` lets the ranks meet, which all open together.
+        """
+        return open_on_gpu(self.plan, weights, communicator)
 
     def why_not_here(self) -> str | None:
         """Why this machine cannot run the plan, or None."""

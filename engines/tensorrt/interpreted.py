@@ -24,6 +24,7 @@ from paddock.engines.tensorrt.device import Buffer, Event, out_of_memory
 from paddock.engines.tensorrt.interpreter import Collective, Interpreter
 from paddock.engines.tensorrt.lowering import NetworkInput
 from paddock.engines.tensorrt.plan import Plan
+from paddock.engines.tensorrt.ranks import Link
 from paddock.engines.tensorrt.session import TensorRTSession
 from paddock.graph import Array
 
@@ -218,9 +219,10 @@ def interpreted_session(
     weights: WeightSource,
     device: HostDevice | None = None,
     collective: Collective | None = None,
+    link: Link | None = None,
 ) -> TensorRTSession:
     """A session that computes on the processor what the network says."""
     device = device or HostDevice()
     engine = InterpretedEngine(definition, device.calls)
     contexts = [InterpretedContext(engine, collective) for _ in PROFILES]
-    return TensorRTSession(plan, engine, contexts, weights, device)
+    return TensorRTSession(plan, engine, contexts, weights, device, link)

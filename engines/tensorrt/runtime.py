@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from paddock.engines.cuda.nccl import NcclRanks
 from paddock.engines.protocol import BuildError, WeightSource
 from paddock.engines.tensorrt import flavours, gpu
 from paddock.engines.tensorrt.bounds import GENERATION, PROFILES
@@ -13,7 +14,9 @@ from paddock.engines.tensorrt.device import CupyDevice
 from paddock.engines.tensorrt.flavours import Flavour
 from paddock.engines.tensorrt.plan import PLAN, Plan
 from paddock.engines.tensorrt.plugin import is_plugin, register
+from paddock.engines.tensorrt.ranks import NcclLink, capsule, place_of
 from paddock.engines.tensorrt.session import TensorRTSession
+from paddock.graph.ops import Communicator
 
 OLDEST_DRIVER = (12, 0)
 """Of CUDA, in which TensorRT for RTX's generated kernels are compiled when they are loaded."""
@@ -85,15 +88,33 @@ def _require_here(plan: Plan) -> None:
         raise BuildError(f"this engine cannot run here: {reason}")
 
 
-def open_on_gpu(plan: Plan, weights: WeightSource) -> TensorRTSession:
-    """Deserialize, make a context a profile, upload the weights. Raises `BuildError`."""
+def open_on_gpu(
+    plan: Plan, weights: WeightSource, communicator: Communicator | None = None
+) -> TensorRTSession:
+    """Deserialize, make a context a profile, upload the weights. Raises `BuildError`.
+
+    The ranks of a mesh open together, each with a GPU of its own, and meet through NCCL, whose ids
+    `communicator` tells.
+    """
     _require_here(plan)
+    place = place_of(plan)
+    if not place.alone and communicator is None:
+        raise BuildError("the plan is one rank's of several: it opens where all of them do")
     device = CupyDevice()
     opened = read(plan)
     flavour, log, engine = opened.flavour, opened.log, opened.engine
     contexts = [_context(flavour, engine, number, log) for number in range(len(PROFILES))]
-    session = TensorRTSession(plan, engine, contexts, weights, device)
-    session.keeps = (opened,)
+    ranks = link = None
+    if communicator is not None and not place.alone:
+        ranks = NcclRanks(device.cupy_stream, place, communicator)
+        link = NcclLink(ranks)
+        if place.shares:
+            shared = capsule(ranks.shared_address)
+            for context in contexts:
+                if not context.set_communicator(shared):
+                    raise BuildError(f"TensorRT takes no NCCL communicator\n{log.words()}")
+    session = TensorRTSession(plan, engine, contexts, weights, device, link)
+    session.keeps = (opened, ranks)
     return session
 
 

@@ -17,6 +17,7 @@ from paddock.engines.tensorrt.choosing import PackedChoices, rows_of_calls
 from paddock.engines.tensorrt.device import Buffer, Device, Event, OutOfMemory
 from paddock.engines.tensorrt.lowering import NetworkInput
 from paddock.engines.tensorrt.plan import Plan
+from paddock.engines.tensorrt.ranks import SENT, Link
 from paddock.engines.tensorrt.staging import Staging
 from paddock.engines.tensorrt.states import NEXT
 from paddock.engines.tensorrt.weights import nbytes, stored
@@ -58,7 +59,12 @@ class TensorRTSession:
         contexts: list[Any],
         weights: WeightSource,
         device: Device,
+        link: Link | None = None,
     ) -> None:
+        """`link` is to the neighbouring stages, of a plan that is one of a pipeline's."""
+        self._link = link
+        self._is_last = SENT not in plan.outputs
+        self._is_first = all(i.kind != "received" for i in plan.inputs)
         self.plan, self._engine, self._contexts, self._device = plan, engine, contexts, device
         self.vocab_size = plan.output_width
         # Keys and values are what a sequence keeps in its slot; blocks are but counted.
@@ -115,11 +121,19 @@ class TensorRTSession:
         return IN_FLIGHT
 
     def run(self, step: StepInputs) -> Array:
-        """f32 logits [R, vocab_size]. Steps on the way are finished, and their tokens dropped."""
+        """f32 logits [R, vocab_size]. Steps on the way are finished, and their tokens dropped.
+
+        A pipeline stage before the last has none, and gives no rows.
+        """
         self._finish_all()
-        logits = np.empty((len(step.logit_rows), self.vocab_size), np.float32)
+        rows = len(step.logit_rows) if self._is_last else 0
+        logits = np.empty((rows, self.vocab_size), np.float32)
         for call in self._calls(step):
             out = self._queue(call)
+            if not self._is_last:
+                self._device.synchronize()
+                self._staging.give_back(self._lent)
+                continue
             found = np.empty((len(call.logit_rows), self.vocab_size), np.float32)
             self._device.download(out, found)
             self._device.synchronize()
@@ -129,6 +143,8 @@ class TensorRTSession:
 
     def choose(self, step: StepInputs, choices: Choices) -> None:
         """Queue a step whose tokens are chosen on the device; `chosen` gives them, in order."""
+        if self._link is not None and not (self._is_last and self._is_first):
+            raise BuildError("a pipeline's stages do not choose tokens: its front does")
         if len(self._flights) >= IN_FLIGHT:
             raise BuildError(f"{IN_FLIGHT} steps are on the way: ask what was chosen first")
         calls = self._calls(step)
@@ -233,8 +249,13 @@ class TensorRTSession:
                 self._bind_cache(context, given, call.first_slot, rows)
             elif given.kind == "state":
                 self._bind_state(context, given, call.first_slot, rows)
-        out = self._buffer("logits", 4 * len(call.logit_rows) * self.vocab_size)
-        _taken(context.set_tensor_address("logits", out.address), "logits")
+            elif given.kind == "received":
+                self._receive(context, given, call.token_ids.size)
+        name = "logits" if self._is_last else SENT
+        kind = DType.F32 if self._is_last else self.plan.graph.outputs[0].dtype
+        count = len(call.logit_rows) if self._is_last else call.token_ids.size
+        out = self._buffer(name, count * self.vocab_size * kind.bits // 8)
+        _taken(context.set_tensor_address(name, out.address), name)
         self._lend_scratch(context)
         if not context.execute_async_v3(self._device.stream):
             raise RuntimeError("TensorRT could not queue the step; its log says why")
@@ -242,7 +263,19 @@ class TensorRTSession:
         for given in self._states_in:  # a plan cannot write where it reads
             to, kept = self._slots_of(given, call.first_slot), self._grown[NEXT + given.name]
             self._device.copy(to, kept.address, rows * self._slot_bytes[given.name])
+        if not self._is_last:
+            assert self._link is not None
+            self._link.send(out.address, count * self.vocab_size, kind)
         return out
+
+    def _receive(self, context: Any, given: NetworkInput, tokens: int) -> None:
+        """What the stage before makes of the same call."""
+        assert self._link is not None
+        shape = (tokens, *(d for d in given.dims[1:] if isinstance(d, int)))
+        buffer = self._buffer(given.name, prod(shape) * given.dtype.bits // 8)
+        self._link.receive(buffer.address, prod(shape), given.dtype)
+        _taken(context.set_input_shape(given.name, shape), given.name)
+        _taken(context.set_tensor_address(given.name, buffer.address), given.name)
 
     def _feed(self, context: Any, given: NetworkInput, values: Array) -> None:
         dtype = given.dtype.numpy

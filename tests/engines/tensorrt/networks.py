@@ -19,6 +19,7 @@ from paddock.engines.tensorrt.flavours import Flavour
 from paddock.engines.tensorrt.interpreted import HostDevice, interpreted_session
 from paddock.engines.tensorrt.interpreter import Collective
 from paddock.engines.tensorrt.plan import Plan
+from paddock.engines.tensorrt.ranks import Link
 from paddock.engines.tensorrt.session import TensorRTSession
 from paddock.engines.tensorrt.subprocess_build import Request
 from paddock.engines.tensorrt.weights import EMBEDDED, EXTERNAL, weights_in_plan
@@ -130,6 +131,7 @@ def session_of(
     embedded: bool = False,
     device: HostDevice | None = None,
     collective: Collective | None = None,
+    link: Link | None = None,
     **options: Any,
 ) -> TensorRTSession:
     """The session that a GPU would run, over an interpreted network."""
@@ -137,7 +139,7 @@ def session_of(
         flavour, model.request(**options), model.weights if embedded else None
     )
     device = device or SoiledDevice()
-    return interpreted_session(plan, definition, model.weights, device, collective)
+    return interpreted_session(plan, definition, model.weights, device, collective, link)
 
 
 def played(

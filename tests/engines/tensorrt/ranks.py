@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
+from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
 
 from paddock.engines.protocol import StepInputs
-from paddock.engines.tensorrt.flavours import Flavour
+from paddock.engines.tensorrt.interpreter import Collective
 from paddock.engines.tensorrt.session import TensorRTSession
-from paddock.graph import Array, DType, Mesh
-from tests.engines.tensorrt.networks import Model, session_of
+from paddock.graph import Array, DType
 
 _TIMEOUT_S = 60.0
 
@@ -42,20 +44,57 @@ class Meeting:
         return np.concatenate(shares, axis=0)
 
 
+class QueueLink:
+    """To the neighbouring stages, of which the one before has run its step first."""
+
+    def __init__(self, came: deque[bytes], goes: deque[bytes]) -> None:
+        self._came, self._goes = came, goes
+
+    def receive(self, address: int, count: int, dtype: DType) -> None:
+        values = self._came.popleft()
+        assert len(values) == count * dtype.bits // 8
+        ctypes.memmove(address, values, len(values))
+
+    def send(self, address: int, count: int, dtype: DType) -> None:
+        self._goes.append(ctypes.string_at(address, count * dtype.bits // 8))
+
+
+class StagesSession:
+    """Pipeline stages as one session: each runs the step on what the one before made of it."""
+
+    def __init__(self, open_stage: Callable[[int, QueueLink], TensorRTSession], pp: int) -> None:
+        self.queues: list[deque[bytes]] = [deque() for _ in range(pp + 1)]
+        self.sessions = [
+            open_stage(stage, QueueLink(self.queues[stage], self.queues[stage + 1]))
+            for stage in range(pp)
+        ]
+        last = self.sessions[-1]
+        self.vocab_size, self.block_size = last.vocab_size, last.block_size
+        self.block_bytes, self.state_bytes = 0, sum(s.state_bytes for s in self.sessions)
+
+    def allocate_cache(self, blocks: int, slots: int = 1) -> None:
+        for session in self.sessions:
+            session.allocate_cache(blocks, slots)
+
+    def run(self, step: StepInputs) -> Array:
+        *before, last = self.sessions
+        for session in before:
+            assert session.run(step).shape == (0, session.vocab_size)
+        logits = last.run(step)
+        assert not any(self.queues)
+        return logits
+
+    def close(self) -> None:
+        for session in self.sessions:
+            session.close()
+
+
 class RanksSession:
     """Tensor-parallel ranks as one session, in which all ranks must come to the same logits."""
 
-    def __init__(self, flavour: Flavour, name: str, tp: int, dtype: DType = DType.F32) -> None:
+    def __init__(self, open_rank: Callable[[int, Collective], TensorRTSession], tp: int) -> None:
         self.meeting = Meeting(tp)
-        self.models = [Model(name, dtype, mesh=Mesh(tp=tp, tp_rank=rank)) for rank in range(tp)]
-        self.sessions: list[TensorRTSession] = [
-            session_of(
-                flavour,
-                model,
-                collective=partial(self.meeting.of, rank),
-            )
-            for rank, model in enumerate(self.models)
-        ]
+        self.sessions = [open_rank(rank, partial(self.meeting.of, rank)) for rank in range(tp)]
         first = self.sessions[0]
         self.vocab_size, self.block_size = first.vocab_size, first.block_size
         self.block_bytes, self.state_bytes = 0, sum(s.state_bytes for s in self.sessions)

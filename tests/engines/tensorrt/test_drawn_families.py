@@ -20,7 +20,9 @@ from paddock.engines.tensorrt.engine import prepare
 from paddock.engines.tensorrt.experts import softmax
 from paddock.engines.tensorrt.flavours import Flavour
 from paddock.engines.tensorrt.interpreted import interpreted_session
+from paddock.engines.tensorrt.interpreter import Collective
 from paddock.engines.tensorrt.network import CheckedNetwork
+from paddock.engines.tensorrt.ranks import Link
 from paddock.engines.tensorrt.session import TensorRTSession
 from paddock.graph import DType, Mesh, QuantFormat
 from paddock.graph import ops as F
@@ -28,10 +30,12 @@ from paddock.layers import quantize, trace
 from paddock.models import registry
 from tests.engines.tensorrt.mistakes import changed_op
 from tests.engines.tensorrt.networks import OPTIONS, SoiledDevice, defined, played
+from tests.engines.tensorrt.ranks import RanksSession, StagesSession
 from tests.models.decoder_draws import DECODERS, FAMILIES, LENGTHS, Draw
 from tests.models.expert_draws import EXPERTS
 from tests.models.play import chunks, decode, relative_error
 from tests.models.remote_code_draws import REMOTE
+from tests.models.state_draws import STATES
 
 if TYPE_CHECKING:
     from tests.models.published import Published
@@ -82,17 +86,77 @@ def drawn(
     flavour: Flavour, family: str, folder: Path, dtype: DType = DType.F32
 ) -> tuple[TensorRTSession, Published]:
     """The first draw of a family as a network, and what transformers makes of it."""
-    from tests.models.bound_folder import bound
+    made = published(family, folder / "checkpoint")
+    return one_rank(flavour, made, folder / "bound", Mesh(), dtype), made
+
+
+def published(family: str, folder: Path, *, divisible: bool = False) -> Published:
     from tests.models.published import publish, publish_remote
 
     make = publish_remote if family in REMOTE else publish
-    made = make(family, 0, folder / "checkpoint")
+    return make(family, 0, folder, divisible=divisible)
+
+
+def one_rank(
+    flavour: Flavour,
+    made: Published,
+    folder: Path,
+    mesh: Mesh,
+    dtype: DType = DType.F32,
+    collective: Collective | None = None,
+    link: Link | None = None,
+) -> TensorRTSession:
+    """A rank's network, over its share of the weights, which are put into a new folder."""
+    from tests.models.bound_folder import bound
+
     architecture = registry.read(made.config)
     model = architecture.build()
-    graph = trace(model, dtype=dtype, max_context=LENGTHS[0])
-    weights = bound(model, architecture, made.folder, folder / "bound", Mesh(), dtype)
-    plan, definition = defined(flavour, prepare(graph, OPTIONS | {"max_context": LENGTHS[0]}))
-    return interpreted_session(plan, definition, weights, SoiledDevice(), None), made
+    graph = trace(model, dtype=dtype, max_context=LENGTHS[0], mesh=mesh)
+    weights = bound(model, architecture, made.folder, folder, mesh, dtype)
+    asked = OPTIONS | {"max_context": LENGTHS[0], "ranks": mesh.tp}
+    plan, definition = defined(flavour, prepare(graph, asked))
+    return interpreted_session(plan, definition, weights, SoiledDevice(), collective, link)
+
+
+# A soft cap and windows, experts, latent attention, state spaces, linear attention.
+CHEAP = {
+    "Gemma2ForCausalLM": "tp",
+    "MixtralForCausalLM": "pp",
+    "DeepseekV3ForCausalLM": "tp",
+    "BambaForCausalLM": "pp",
+    "Qwen3NextForCausalLM": "tp",
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "mesh"),
+    [
+        pytest.param(f, m, marks=[] if CHEAP.get(f) == m else pytest.mark.slow)
+        for f in (*DECODERS, *EXPERTS, *STATES, *REMOTE)
+        for m in ("tp", "pp")
+    ],
+)
+def test_two_ranks_agree_with_transformers(
+    flavour: Flavour, family: str, mesh: str, tmp_path: Path
+) -> None:
+    """Tensor-parallel ranks, which exchange in every layer, and two stages of a pipeline."""
+    made = published(family, tmp_path / "checkpoint", divisible=True)
+
+    def open_rank(rank: int, collective: Collective) -> TensorRTSession:
+        own = Mesh(tp=2, tp_rank=rank)
+        return one_rank(flavour, made, tmp_path / f"{rank}", own, collective=collective)
+
+    def open_stage(stage: int, link: Link) -> TensorRTSession:
+        own = Mesh(pp=2, pp_rank=stage)
+        return one_rank(flavour, made, tmp_path / f"{stage}", own, link=link)
+
+    session = RanksSession(open_rank, 2) if mesh == "tp" else StagesSession(open_stage, 2)
+    random = np.random.default_rng(0)
+    try:
+        found = played(session, made.sequences, chunks(LENGTHS, random), random)
+    finally:
+        session.close()
+    assert relative_error(found, made.logits) < 1e-4
 
 
 # --- mistakes planted in what experts and sinks become, each of which compiles --------------------

@@ -21,7 +21,7 @@ from paddock.graph import DType, Node, QuantFormat
 from paddock.graph import ops as F
 from tests.engines.tensorrt.mistakes import changed_op
 from tests.engines.tensorrt.networks import FP8, Model, played, session_of, tolerance
-from tests.engines.tensorrt.ranks import RanksSession
+from tests.engines.tensorrt.test_parallel import of_case
 from tests.models.expected_logits import expected
 from tests.models.parity_cases import case
 from tests.models.play import decode, relative_error, together
@@ -248,7 +248,7 @@ def sum_of_one_rank_more(state: Lowering, node: Node, inputs: list[Any]) -> Any:
 @pytest.mark.parametrize("wrong", [sum_left_out, sum_twice, sum_of_one_rank_more])
 def test_mistakes_among_ranks_show(flavour: Flavour, monkeypatch: Patch, wrong: Any) -> None:
     monkeypatch.setitem(TABLE, F.AllReduce, wrong)
-    session = RanksSession(flavour, "llama", tp=2)
+    session = of_case(flavour, "llama", (2, 1))
     sequences = case("llama").sequences
     steps = together([len(ids) for ids in sequences])
     try:

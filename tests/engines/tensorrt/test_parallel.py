@@ -1,4 +1,4 @@
-"""Tensor-parallel ranks' networks compute together what transformers computes alone."""
+"""Networks of several ranks compute together what transformers computes alone."""
 
 from __future__ import annotations
 
@@ -9,16 +9,36 @@ from paddock.engines.protocol import BuildError
 from paddock.engines.tensorrt.definition import compile_plan
 from paddock.engines.tensorrt.flavours import Flavour
 from paddock.graph import DType, Mesh
-from tests.engines.tensorrt.networks import Model, defined, played, tolerance
-from tests.engines.tensorrt.ranks import RanksSession
+from tests.engines.tensorrt.networks import Model, defined, played, session_of, tolerance
+from tests.engines.tensorrt.ranks import RanksSession, StagesSession
 from tests.models.expected_logits import expected
 from tests.models.parity_cases import CHARACTERISTIC, case
 from tests.models.play import chunks, relative_error
 
 
+def of_case(flavour: Flavour, name: str, mesh: tuple[int, int]) -> RanksSession | StagesSession:
+    tp, pp = mesh
+    if pp == 1:
+        return RanksSession(
+            lambda rank, collective: session_of(
+                flavour, Model(name, mesh=Mesh(tp=tp, tp_rank=rank)), collective=collective
+            ),
+            tp,
+        )
+    return StagesSession(
+        lambda stage, link: session_of(
+            flavour, Model(name, mesh=Mesh(pp=pp, pp_rank=stage)), link=link
+        ),
+        pp,
+    )
+
+
+@pytest.mark.parametrize("mesh", [(2, 1), (1, 2)], ids=["tp", "pp"])
 @pytest.mark.parametrize("name", CHARACTERISTIC)
-def test_two_ranks_agree_with_transformers(flavour: Flavour, name: str) -> None:
-    session = RanksSession(flavour, name, tp=2)
+def test_two_ranks_agree_with_transformers(
+    flavour: Flavour, name: str, mesh: tuple[int, int]
+) -> None:
+    session = of_case(flavour, name, mesh)
     random = np.random.default_rng(len(name))
     sequences = case(name).sequences
     steps = chunks([len(ids) for ids in sequences], random)
@@ -26,11 +46,12 @@ def test_two_ranks_agree_with_transformers(flavour: Flavour, name: str) -> None:
         found = played(session, sequences, steps, random)
     finally:
         session.close()
-    layers = session.models[0].layers
+    layers = int(case(name).config["num_hidden_layers"])
     assert relative_error(found, expected(name)) < tolerance(DType.F32, layers)
-    of_one, of_other = session.meeting.calls
-    assert of_one == of_other
-    assert set(of_one) == {"ALL_REDUCE", "ALL_GATHER"}
+    if isinstance(session, RanksSession):
+        of_one, of_other = session.meeting.calls
+        assert of_one == of_other
+        assert set(of_one) == {"ALL_REDUCE", "ALL_GATHER"}
 
 
 def test_collectives_compile_without_nccl(flavour: Flavour) -> None:
