@@ -8,6 +8,10 @@ once. Throughput and time between tokens are taken while all of them decode: fro
 token to the first end. The load client runs on the same machine and takes its share of it, which
 is told: CPU time per token, requests and their reading included, of the client, of the server's
 event loop (its first thread) and of all its other threads (the engine's, and those that tokenize).
+
+A second client, `seldom`, looks at what has come 20 times a second and not at each token. It cannot
+tell the time between tokens, and takes next to nothing of the machine: what the server does then
+is what it does for clients that are elsewhere.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -23,9 +28,15 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
 
 from paddock.runtime.measure import Percentiles
 from paddock.runtime.server.load import Load, together
+
+PIECE = b"data: {"
+END = b"data: [DONE]\n\n\r\n0\r\n\r\n"
 
 WORKER = """
 import json, sys
@@ -85,6 +96,47 @@ def cpu_per_token(
     }
 
 
+LOOK_S = 0.05
+
+
+def seldom(url: str, load: Load, streams: int, *, seed: int) -> float:
+    """Tokens a second while all decode, for a client that reads every `LOOK_S` only."""
+    parts = urlsplit(url)
+    random = np.random.default_rng(seed)
+    sockets = []
+    for _ in range(streams):
+        body = load.body(random)
+        connection = socket.create_connection((parts.hostname or "localhost", parts.port or 80))
+        head = (
+            f"POST /v1/completions HTTP/1.1\r\nHost: {parts.netloc}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        connection.sendall(head.encode() + body)
+        connection.setblocking(False)
+        sockets.append(connection)
+    answers = [bytearray() for _ in sockets]
+    looks: list[tuple[float, list[int]]] = []
+    while not all(answer.endswith(END) for answer in answers):
+        time.sleep(LOOK_S)
+        now = time.perf_counter()
+        for connection, answer in zip(sockets, answers, strict=True):
+            with contextlib.suppress(BlockingIOError):
+                while data := connection.recv(1 << 20):
+                    answer += data
+        # The last event has the usage, and no text.
+        looks.append((now, [min(a.count(PIECE), load.new_tokens) for a in answers]))
+    for connection in sockets:
+        connection.close()
+    assert all(count == load.new_tokens for count in looks[-1][1])
+    inside = [
+        (moment, sum(counts))
+        for moment, counts in looks
+        if min(counts) > 0 and max(counts) < load.new_tokens
+    ]
+    (start, first), (end, last) = inside[0], inside[-1]
+    return (last - first) / (end - start)
+
+
 def measure(arguments: list[str], streams: int, prompt: int, new: int, rounds: int) -> Any:
     own = [*arguments[1:], f"limits.max_sequences={streams}"]
     worker = subprocess.Popen(
@@ -125,12 +177,21 @@ def measure(arguments: list[str], streams: int, prompt: int, new: int, rounds: i
             cpu.append(cpu_per_token(server.pid, before, after, client_s, streams * count))
             return [one.pieces for one in found]
 
+        def seldom_read(count: int, seed: int) -> float:
+            load = Load(told["model"], vocabulary, prompt, count)
+            return seldom(told["url"], load, streams, seed=seed)
+
         offline(4, 99)
         served(4, 99)
-        taken: dict[str, list[dict[str, Any]]] = {"offline": [], "served": []}
+        taken: dict[str, list[dict[str, Any]]] = {
+            "offline": [],
+            "served": [],
+            "seldom_read": [],
+        }
         for seed in range(rounds):
             taken["offline"].append(figures(offline(new, seed)))
             taken["served"].append(figures(served(new, seed)))
+            taken["seldom_read"].append({"tokens_per_s": seldom_read(new, seed)})
     finally:
         worker.stdin.close()
         server.terminate()
@@ -138,10 +199,14 @@ def measure(arguments: list[str], streams: int, prompt: int, new: int, rounds: i
         server.wait()
         worker.stdout.close()
         server.stdout.close()
-    ratios = [
-        b["tokens_per_s"] / a["tokens_per_s"]
-        for a, b in zip(taken["offline"], taken["served"], strict=True)
-    ]
+
+    def ratio(kind: str) -> dict[str, Any]:
+        found = [
+            b["tokens_per_s"] / a["tokens_per_s"]
+            for a, b in zip(taken["offline"], taken[kind], strict=True)
+        ]
+        return {"median": median(found), "rounds": found}
+
     steps = [a["between_p50_s"] for a in taken["offline"]]
     tails = [b["between_p99_s"] / s for b, s in zip(taken["served"], steps, strict=True)]
     return {
@@ -151,7 +216,8 @@ def measure(arguments: list[str], streams: int, prompt: int, new: int, rounds: i
         "new_tokens": new,
         **taken,
         "cpu_per_token": {key: median(one[key] for one in cpu[1:]) for key in cpu[0]},
-        "throughput_ratio": {"median": median(ratios), "rounds": ratios},
+        "throughput_ratio": ratio("served"),
+        "throughput_ratio_seldom_read": ratio("seldom_read"),
         "p99_between_over_offline_step": {"median": median(tails), "rounds": tails},
     }
 

@@ -16,7 +16,7 @@ from paddock.engines.protocol import Session, SessionLost
 from paddock.graph.dtype import Array
 from paddock.models.images import ImageForm
 from paddock.runtime.errors import LoopClosed
-from paddock.runtime.handle import RequestHandle
+from paddock.runtime.handle import RequestHandle, tell_all
 from paddock.runtime.images.prepared import ImagePrompt
 from paddock.runtime.intake import Intake, TextCodec
 from paddock.runtime.outputs import Event
@@ -332,7 +332,7 @@ class EngineLoop:
         return True
 
     def _publish(self, events: dict[int, list[Event]]) -> None:
-        told: dict[asyncio.AbstractEventLoop, list[Callable[[], None]]] = {}
+        told: dict[asyncio.AbstractEventLoop, list[Callable[[], Callable[[], None] | None]]] = {}
         finished: list[Request] = []
         for number, news in events.items():
             request, handle = self._live[number]
@@ -344,7 +344,7 @@ class EngineLoop:
                 told.setdefault(subscriber.event_loop, []).append(subscriber.tell)
         for event_loop, tells in told.items():
             try:
-                event_loop.call_soon_threadsafe(_tell, tells)  # waking it costs: once a step
+                event_loop.call_soon_threadsafe(tell_all, tells)  # waking it costs: once a step
             except RuntimeError:  # the event loop is closed, and with it whoever waited
                 logger.debug("%d requests were waited for in a closed event loop", len(tells))
         for listener in self._listeners:
@@ -404,11 +404,3 @@ def _guarded(tell: Callable[[News], None], news: News) -> None:
         tell(news)
     except Exception:
         logger.exception("a listener of the engine loop failed")
-
-
-def _tell(tells: list[Callable[[], None]]) -> None:
-    for tell in tells:
-        try:
-            tell()
-        except Exception:
-            logger.exception("a subscriber of a request failed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -25,6 +26,8 @@ from paddock.runtime.sampling.sampling_params import SamplingParams
 from paddock.runtime.scheduling.request import FinishReason, Request
 from paddock.runtime.text.text_stream import TextStream
 
+logger = logging.getLogger(__name__)
+
 _MANY = 64
 """Events that come together where nobody waits for each: text is made of them in one go, which
 should not hold an event loop up for long."""
@@ -35,10 +38,33 @@ class Subscriber:
     """Who is told in an event loop that something has come; see `RequestHandle.subscribe`."""
 
     event_loop: asyncio.AbstractEventLoop
-    tell: Callable[[], None]
-    """Called in the event loop, many of them in one go: it must not raise, and not take long."""
+    tell: Callable[[], Callable[[], None] | None]
+    """Called in the event loop by `tell_all`: it must not raise, and not take long. It may return
+    what is to be called once all are told."""
     events: int = 1
     """How many events have to lie ready, unless one of them ends a sequence."""
+
+
+def tell_all(tells: Sequence[Callable[[], Callable[[], None] | None]]) -> None:
+    """Tell subscribers of one event loop, within it.
+
+    What they have to do afterwards is done in a row: pieces that are written one right after the
+    other wake the process that reads them once, and not each.
+    """
+    afterwards = []
+    for tell in tells:
+        try:
+            then = tell()
+        except Exception:
+            logger.exception("a subscriber of a request failed")
+        else:
+            if then is not None:
+                afterwards.append(then)
+    for then in afterwards:
+        try:
+            then()
+        except Exception:
+            logger.exception("a subscriber of a request failed")
 
 
 class RequestHandle:
@@ -195,7 +221,7 @@ class RequestHandle:
             self._subscriber = subscriber
             if subscriber is None or not self._events:
                 return
-        subscriber.event_loop.call_soon(subscriber.tell)
+        subscriber.event_loop.call_soon(tell_all, (subscriber.tell,))
 
     def take_ready(self) -> Increment | None:
         """The next increment without waiting; None: nothing is there now, or nothing is left.

@@ -154,17 +154,20 @@ class EventStream(Response):
             self._pieces.append(self._last())
             await self._write(send, more=False)
 
-    def _go_on(self) -> None:
-        """Something has come: write it, or wake the task where that takes more than a moment."""
+    def _go_on(self) -> Callable[[], None] | None:
+        """Something has come. Returns how to write it, where no task has to be woken for that."""
         if self._waiting is None or self._waiting.done():
-            return  # it looks for itself before it waits again
+            return None  # it looks for itself before it waits again
         if not self._collect():
             self._waiting.set_result(None)
-            return
+            return None
+        return self._write_collected
+
+    def _write_collected(self) -> None:
         body = b"".join(self._pieces)
         if not body or self._write_now(body):
             self._pieces.clear()
-        else:
+        elif self._waiting is not None:
             self._waiting.set_result(None)
 
     def _go_on_soon(self) -> None:
@@ -175,7 +178,9 @@ class EventStream(Response):
 
     def _go_on_now(self) -> None:
         self._called = False
-        self._go_on()
+        write = self._go_on()
+        if write is not None:
+            write()
 
     def _collect(self) -> bool:
         """Make events of what has come; false: nothing more will."""

@@ -23,7 +23,7 @@ from paddock.runtime.errors import (
     RequestFailed,
     RequestTooLarge,
 )
-from paddock.runtime.handle import RequestHandle, Subscriber
+from paddock.runtime.handle import RequestHandle, Subscriber, tell_all
 from paddock.runtime.sampling.sampling_params import SamplingParams
 from paddock.runtime.scheduling.limits import Limits
 from paddock.runtime.scheduling.request import FinishReason, Request
@@ -191,6 +191,27 @@ def test_a_closed_event_loop_stops_nobody(loop: EngineLoop, session: GatedSessio
     closed.close()
     session.gate.set()
     assert handle.result(timeout_s=60).text == expected("abc", GREEDY)
+
+
+def test_everybody_is_told_before_anybody_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    happened: list[str] = []
+
+    def subscriber(name: str) -> Callable[[], Callable[[], None] | None]:
+        def tell() -> Callable[[], None] | None:
+            happened.append(f"{name} is told")
+            return None if name == "quiet" else lambda: happened.append(f"{name} goes on")
+
+        return tell
+
+    def broken() -> None:
+        raise RuntimeError("mine")
+
+    tell_all([subscriber("first"), broken, lambda: broken, subscriber("quiet"), subscriber("last")])
+    assert happened == [
+        *("first is told", "quiet is told", "last is told"),
+        *("first goes on", "last goes on"),
+    ]
+    assert caplog.text.count("RuntimeError: mine") == 2
 
 
 def test_token_ids_need_no_tokenizer() -> None:
