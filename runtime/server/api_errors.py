@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -99,18 +100,48 @@ def unavailable(message: str) -> ApiError:
     )
 
 
+_BRANCH = re.compile(r"[A-Z]\w*|constrained-\w+|.*\[.*|str|int|float|bool|dict|list|none")
+"""What pydantic calls the branches of a union in an error's place; fields are in lower case."""
+
+
 def of_validation(errors: list[Any]) -> ApiError:
-    """The first of pydantic's problems, in one line, with the field as `param`."""
-    # A name that is not known says more than what its value then is in a union.
-    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    where = [str(step) for step in first["loc"] if step != "body"]
-    message = str(first["msg"]).removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        message = "there is no such field"
+    """The one of pydantic's problems that says most, in one line, with the field as `param`."""
+    told = max(errors, key=_says)
+    where = [] if told["type"] == "json_invalid" else _place(told)
+    message = str(told["msg"]).removeprefix("Value error, ")
+    match told["type"]:
+        case "extra_forbidden":
+            message = "there is no such field"
+        case "none_required":
+            message = "this server cannot do that; leave it out"
+        case "literal_error" if isinstance(told["input"], str):
+            message += f", found {told['input'][:64]!r}"
+        case "json_invalid":
+            message = f"the body is not JSON: {told.get('ctx', {}).get('error', message)}"
+        case "model_attributes_type" | "missing" if not where:
+            message = "the body has to be a JSON object"
+    others = len({tuple(_place(error)) for error in errors} - {tuple(where)})
     field = ".".join(where)
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    more = f" (and {others} more)" if others and told["type"] != "json_invalid" else ""
     text = f"{field}: {message}{more}" if field else f"{message}{more}"
     return ApiError(400, text, param=field or None)
+
+
+def _says(error: Any) -> tuple[bool, bool, bool, int]:
+    """How much an error says, where a value is wrong for every branch of a union: what an item's
+    `type` may be, then a name that is not known, then what is wrong in a value of the right type,
+    then what lies deepest."""
+    kind, where = error["type"], error["loc"]
+    wrong_type = kind in ("union_tag_invalid", "unknown_item") or (
+        kind == "literal_error" and where[-1] == "type"
+    )
+    return wrong_type, kind == "extra_forbidden", not kind.endswith("_type"), len(where)
+
+
+def _place(error: Any) -> list[str]:
+    """The fields to the value, without the branches of unions between them."""
+    where = [str(step) for step in error["loc"] if step != "body"]
+    return [step for step in where if not _BRANCH.fullmatch(step)]
 
 
 def of_pydantic(error: ValidationError) -> ApiError:

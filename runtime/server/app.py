@@ -122,9 +122,14 @@ def _answer_errors(app: FastAPI) -> None:
     def answer(error: ApiError) -> Response:
         return JSONResponse(error.body, error.status, error.headers)
 
-    async def invalid(_: Request, error: Exception) -> Response:
+    async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return answer(of_validation(list(error.errors())))
+        found = of_validation(list(error.errors()))
+        kind = request.headers.get("content-type", "")
+        if found.detail.param is None and "json" not in kind:
+            # curl's usual one is that of forms.
+            found = ApiError(400, f"Content-Type has to be application/json, found {kind[:64]!r}")
+        return answer(found)
 
     async def http(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

@@ -25,7 +25,7 @@ from paddock.runtime.server.chat_schema import (
 from paddock.runtime.server.formats import reasoning, tool_formats
 from paddock.runtime.server.formats.harmony import HarmonyReasoning
 from paddock.runtime.server.formats.reasoning import ReasoningTokens
-from paddock.runtime.server.formats.tool_deltas import OutputParser
+from paddock.runtime.server.formats.tool_deltas import OneCall, OutputParser
 from paddock.runtime.server.sampling_fields import sampling_params
 from paddock.runtime.server.served import Served
 from paddock.runtime.server.served_model import Ask, ServedModel
@@ -57,9 +57,13 @@ class Reading:
     """Special tokens are part of the text."""
     functions: tuple[tool_formats.Function, ...] = ()
     """Those that may be called."""
+    one_call: bool = False
+    """No call but the first is told of."""
 
     def parser(self) -> OutputParser:
         calls = tool_formats.parser(self.tool_format, self.functions)
+        if self.one_call:
+            calls = OneCall(calls)
         if not self.reasons:
             return calls
         return reasoning.ReasoningParser(calls, opened=self.opened)
@@ -112,6 +116,7 @@ def plan(body: ChatRequest, served: ServedModel, request_id: str) -> ChatPlan:
             tool_formats.Function(tool.function.name, tool.function.parameters or {})
             for tool in tools
         ),
+        one_call=body.parallel_tool_calls is False,
     )
     wanted = _structure(body, served, tools, reading)
     if wanted is not None:
@@ -208,6 +213,7 @@ def chat_text(
 def _message(message: ChatMessage) -> Mapping[str, Any]:
     """A message as templates expect it: text as one string, arguments as objects."""
     plain = message.model_dump(exclude_none=True)
+    refusal = plain.pop("refusal", None)
     if message.role == "developer":
         plain["role"] = "system"
     if isinstance(message.content, list):
@@ -217,7 +223,7 @@ def _message(message: ChatMessage) -> Mapping[str, Any]:
         else:
             plain["content"] = "\n".join(part["text"] for part in parts)
     elif message.content is None:
-        plain["content"] = ""
+        plain["content"] = refusal or ""
     for call in plain.get("tool_calls", ()):
         try:
             arguments = json.loads(call["function"]["arguments"])

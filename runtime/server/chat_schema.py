@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from paddock.runtime.server.completion_schema import StreamOptions, StructuredOutputsBody
 from paddock.runtime.server.sampling_fields import Body, Never, SamplingFields, Tokens
@@ -30,6 +30,7 @@ class ImageURL(BaseModel):
     url: Annotated[str, Field(min_length=1)]
     """`data:image/png;base64,...`; http and https where `server.image_hosts` names the host."""
     detail: str | None = None
+    """Is taken and does nothing: an image has the size that the model's files say."""
 
 
 class ImagePart(BaseModel):
@@ -61,12 +62,22 @@ class ChatMessage(BaseModel):
 
     model_config = ConfigDict(extra="allow", strict=True)
 
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Sequence[Part] | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
+    refusal: str | None = None
+    # Older and other forms, which would be lost on the template.
+    function_call: None = None
+    audio: None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if not self.content and self.content != "" and self.role != "assistant":
+            raise ValueError(f"the {self.role}'s message has no content")
+        return self
 
 
 class FunctionDefinition(Body):

@@ -21,8 +21,11 @@ from paddock.runtime.server.chat_schema import (
     ChosenFunction,
     ChosenTool,
     FunctionDefinition,
+    ImagePart,
+    ImageURL,
     JsonSchemaFormat,
     JsonSchemaResponse,
+    Part,
     ResponseFormat,
     Tool,
     ToolCall,
@@ -37,7 +40,9 @@ from paddock.runtime.server.responses_schema import (
     FlatJsonSchema,
     InputCall,
     InputCallOutput,
+    InputImage,
     InputItem,
+    InputPart,
     InputReasoning,
     InputTokensDetails,
     OutputLogprob,
@@ -230,6 +235,17 @@ def _tool(tool: ResponseTool) -> Tool:
     return Tool(type="function", function=FunctionDefinition(**described))
 
 
+def _content(content: str | list[InputPart]) -> str | list[Part]:
+    if isinstance(content, str):
+        return content
+    return [
+        ImagePart(type="image_url", image_url=ImageURL(url=part.image_url))
+        if isinstance(part, InputImage)
+        else part
+        for part in content
+    ]
+
+
 def _messages(items: str | list[InputItem]) -> list[ChatMessage]:
     """Items as messages: reasoning and calls belong to the assistant's message around them."""
     if isinstance(items, str):
@@ -253,7 +269,7 @@ def _messages(items: str | list[InputItem]) -> list[ChatMessage]:
             case InputCallOutput():
                 made = ChatMessage(role="tool", content=item.output, tool_call_id=item.call_id)
             case _:
-                made = ChatMessage(role=item.role, content=item.content)
+                made = ChatMessage(role=item.role, content=_content(item.content))
         if made.role == "assistant" and reasoning is not None:
             made.reasoning_content = reasoning
         reasoning = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from paddock.runtime.server.chat_schema import (
     FunctionName,
@@ -25,10 +25,24 @@ class _Item(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
 
+class InputImage(_Item):
+    """An image, of a model that sees."""
+
+    type: Literal["input_image"]
+    image_url: Annotated[str, Field(min_length=1)]
+    """As that of a chat."""
+    file_id: None = None
+    detail: str | None = None
+    """Is taken and does nothing: an image has the size that the model's files say."""
+
+
+InputPart = Annotated[TextPart | InputImage, Field(discriminator="type")]
+
+
 class InputMessage(_Item):
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[InputPart], Field(min_length=1)]
 
 
 class InputCall(_Item):
@@ -41,7 +55,7 @@ class InputCall(_Item):
 class InputCallOutput(_Item):
     type: Literal["function_call_output"]
     call_id: str
-    output: str | list[TextPart]
+    output: str | Annotated[list[TextPart], Field(min_length=1)]
 
 
 class ReasoningText(_Item):
@@ -60,7 +74,24 @@ class InputReasoning(_Item):
     summary: list[SummaryText] = []
 
 
-InputItem = InputMessage | InputCall | InputCallOutput | InputReasoning
+def _kind(item: Any) -> Any:
+    """An item's `type`, which a message may leave out."""
+    return item.get("type", "message") if isinstance(item, dict) else getattr(item, "type", None)
+
+
+InputItem = Annotated[
+    Annotated[InputMessage, Tag("message")]
+    | Annotated[InputCall, Tag("function_call")]
+    | Annotated[InputCallOutput, Tag("function_call_output")]
+    | Annotated[InputReasoning, Tag("reasoning")],
+    Discriminator(
+        _kind,
+        custom_error_type="unknown_item",
+        custom_error_message=(
+            "Input should be a message, function_call, function_call_output or reasoning"
+        ),
+    ),
+]
 
 
 class ResponseTool(Body):

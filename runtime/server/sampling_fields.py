@@ -31,7 +31,9 @@ class Body(BaseModel):
     """A request's body: a field that it does not know is an error, and so is a value of a type that
     only looks like the field's."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
+    model_config = ConfigDict(
+        extra="forbid", allow_inf_nan=False, strict=True, use_attribute_docstrings=True
+    )
 
 
 class SamplingFields(Body):

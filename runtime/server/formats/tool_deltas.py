@@ -49,6 +49,27 @@ class OutputParser(Protocol):
         """What was held back, when no more comes."""
 
 
+class OneCall:
+    """A parser of which no call but the first is passed on."""
+
+    def __init__(self, parser: OutputParser) -> None:
+        self._parser = parser
+
+    def push(self, text: str) -> list[Delta]:
+        return _first_call(self._parser.push(text))
+
+    def finish(self) -> list[Delta]:
+        return _first_call(self._parser.finish())
+
+
+def _first_call(deltas: list[Delta]) -> list[Delta]:
+    return [
+        delta
+        for delta in deltas
+        if not isinstance(delta, CallBegins | CallArguments) or delta.index == 0
+    ]
+
+
 def held_back(text: str, marker: str) -> int:
     """How many characters at the end of `text` may be the beginning of `marker`."""
     for length in range(min(len(text), len(marker) - 1), 0, -1):

@@ -187,6 +187,19 @@ def test_a_server_answers_as_the_model_offline(served: Serving, llm: LLM, tmp_pa
             assert answer.usage is not None
             assert answer.usage.prompt_tokens == offline.usage.prompt_tokens
             answers.add(offline.token_ids)
+            asked = [{"type": "input_image", "image_url": url(one)} for one in images]
+            response = client.responses.create(
+                model="tiny",
+                input=[
+                    {"role": "user", "content": [*asked, {"type": "input_text", "text": ASKED}]}  # type: ignore[list-item, misc]
+                ],
+                max_output_tokens=9,
+                temperature=0,
+                extra_body={"ignore_eos": True},
+            )
+            assert response.output_text == offline.text
+            assert response.usage is not None
+            assert response.usage.input_tokens == offline.usage.prompt_tokens
     assert len(answers) == 3
 
 

@@ -113,6 +113,25 @@ def test_calls_are_told_from_words(thinker: openai.OpenAI) -> None:
     assert [call["arguments"] for call in found["calls"].values()] == [*arguments] * 2
 
 
+def test_one_call_is_told_where_several_are_not_wanted(thinker: openai.OpenAI) -> None:
+    """Of a model that makes two by its own choice; with none it would be free to."""
+    text = f"I look.\\n<tool_call>\\n{CALL}\\n</tool_call>\\n<tool_call>\\n{CALL}\\n</tool_call>"
+    asked: dict[str, Any] = {
+        "model": "demo",
+        "messages": ASKED,
+        "tools": TOOLS,
+        "parallel_tool_calls": False,
+        "extra_body": says(text),
+    }
+    message = thinker.chat.completions.create(**asked).choices[0].message
+    assert message.tool_calls is not None
+    assert len(message.tool_calls) == 1
+    found = streamed(thinker.chat.completions.create(stream=True, **asked))
+    assert list(found["calls"]) == [0]
+    assert json.loads(found["calls"][0]["arguments"]) == {"city": "Paris", "days": 2}
+    assert found["finish"] == "tool_calls"
+
+
 @pytest.mark.parametrize("tools", [TOOLS, None])
 def test_channels_are_told_apart(
     environment: dict[str, str], server_home: Path, tmp_path: Path, tools: Any
