@@ -18,6 +18,7 @@ from openvino import opset16 as opset
 
 from paddock.engines.openvino import recurrent, sequences
 from paddock.engines.openvino.experts import Order, grouped_linear, ordered, route
+from paddock.engines.openvino.few_rows import FewRows
 from paddock.engines.openvino.paged_attention import Heads, paged_attention, takes
 from paddock.engines.openvino.portable_attention import PortableAttention
 from paddock.engines.openvino.weights import OV_TYPES, Weights
@@ -66,27 +67,30 @@ class Lowering:
         return self.paddings[starts]
 
 
-def lower(graph: Graph, weights: Weights, cache_dtype: str = "f32") -> ov.Model:
+def lower(
+    graph: Graph, weights: Weights, cache_dtype: str = "f32", *, zeros: bool = False
+) -> ov.Model:
     """The whole graph. Raises `BuildError` under the module path of what cannot be lowered.
 
     `cache_dtype` is that of caches which Paddock itself writes (see `portable_attention.py`).
+    `zeros`: products of few rows get rows of zeros (see `few_rows.py`).
     """
     stored = {t for n in graph.find(F.Dequantize) for t in n.inputs}
     portable = PortableAttention(BLOCK_SIZE, cache_dtype)
     state = Lowering(weights, stored, portable, portable_caches(graph))
-    values: dict[Tensor, Any] = {}
+    few = FewRows.of(graph) if zeros else FewRows()
     for node in graph.nodes:
-        inputs = [values[t] for t in node.inputs]
+        wide = few.takes(node)
+        inputs = [few.wide_value(t) if wide else few.value(t) for t in node.inputs]
         try:
             made = _lower_node(state, node, inputs)
         except (RuntimeError, TypeError) as error:  # what OpenVINO raises
             raise BuildError(f"{node.where}: {node.op.name}: {error}") from error
         outputs = made if isinstance(made, list | tuple) else [made]
-        for tensor, value in zip(node.outputs, outputs, strict=True):
-            values[tensor] = value
+        (few.wide if wide else few.values).update(zip(node.outputs, outputs, strict=True))
     results = []
     for i, tensor in enumerate(graph.outputs):
-        output = _output(values[tensor])
+        output = _output(few.value(tensor))
         if output.get_node().get_type_name() == "Parameter":
             # A tensor has one set of names: the input's would be lost.
             output = _output(opset.multiply(output, _f32(1.0)))

@@ -30,6 +30,7 @@ from paddock.engines.openvino.portable_attention import (
 )
 from paddock.engines.openvino.settings import settings
 from paddock.engines.openvino.weights import Weights
+from paddock.engines.processor import multiplies_bf16_in_vectors
 from paddock.engines.protocol import BuildError, StepInputs, WeightSource
 from paddock.graph import Array, Graph
 from paddock.graph.ops import Attention, CacheBlocks, CrossAttention, Input, StateSlots
@@ -97,7 +98,10 @@ class OpenVINOSession:
         self._written, self._written_sources = _written(graph)
         before = anonymous_memory()
         cache_dtype = self._settings["KV_CACHE_PRECISION"]
-        model = lower(graph, self._weights, cache_dtype)
+        # Elsewhere the kernels of bf16 are others.
+        in_vectors = self._settings["INFERENCE_PRECISION_HINT"] == "bf16"
+        zeros = in_vectors and multiplies_bf16_in_vectors()
+        model = lower(graph, self._weights, cache_dtype, zeros=zeros)
         portable = {t.node for t in portable_caches(graph)}
         sources = [(n, op) for n in graph.find(CacheBlocks) if isinstance(op := n.op, CacheBlocks)]
         self._rows = [CacheRows(op, BLOCK_SIZE, cache_dtype) for n, op in sources if n in portable]
