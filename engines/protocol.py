@@ -39,7 +39,11 @@ class StepInputs:
     Where a model sees, a step comes with the images that some of its tokens stand for, each whole:
     image i has the patches `image_starts[i]:image_starts[i + 1]`, and token t stands for the row
     `image_rows[t]` of what the model makes of all of them, or for itself where that is -1. With no
-    image there are two starts, both 0.
+    image there are two starts, both 0. Some towers ask for the row and the column of each patch,
+    and for areas of images: area j has the patches `image_area_starts[j]:image_area_starts[j + 1]`.
+
+    `positions` count a sequence's tokens. Where a model tells by three numbers where a token is,
+    in time, in rows and in columns, these come beside them.
     """
 
     token_ids: Array  # i64 [T]
@@ -62,6 +66,12 @@ class StepInputs:
     image_positions: Array | None = None  # i64 [P]
     image_starts: Array | None = None  # i32 [I + 1]
     image_rows: Array | None = None  # i64 [T]
+    image_patch_rows: Array | None = None  # i64 [P]
+    image_patch_columns: Array | None = None  # i64 [P]
+    image_area_starts: Array | None = None  # i32 [A + 1]
+    time_positions: Array | None = None  # i64 [T]
+    row_positions: Array | None = None  # i64 [T]
+    column_positions: Array | None = None  # i64 [T]
 
 
 class Session(Protocol):

@@ -32,6 +32,7 @@ SOURCE_TOKENS = Dim("source tokens")  # what a step's encoder reads, packed; oft
 SOURCE_TABLE = Dim("source table")  # all block numbers of the sources of a step's sequences
 IMAGE_PATCHES = Dim("image patches")  # of the images of a step, packed; often none
 IMAGE_STARTS = Dim("images + 1")
+AREA_STARTS = Dim("image areas + 1")  # of what some layers of a tower see of an image
 ROWS = Dim("rows")  # tokens whose logits somebody reads
 BLOCKS = Dim("blocks")  # cache blocks that the runtime has allocated
 SLOTS = Dim("slots")  # places for the states of sequences that the runtime has allocated

@@ -22,16 +22,18 @@ from paddock.layers.recurrent import (
     Mamba2Mixer,
     MambaMixer,
 )
-from paddock.layers.rotary import Rotary, RotaryScaling
+from paddock.layers.rotary import AxialRotary, Rotary, RotaryScaling, SectionedRotary
 from paddock.layers.sinusoids import Sinusoids
 from paddock.layers.stack import Stack
 from paddock.layers.step import Step
+from paddock.layers.tower import PatchEmbedding, TowerGatedMLP, TowerMLP
 from paddock.layers.trace import trace, trace_modules
 
 __all__ = [
     "ACTIVATIONS",
     "MLP",
     "Attention",
+    "AxialRotary",
     "BidirectionalAttention",
     "CausalConv",
     "ColumnLinear",
@@ -51,6 +53,7 @@ __all__ = [
     "Mamba2Mixer",
     "MambaMixer",
     "MixtureOfExperts",
+    "PatchEmbedding",
     "Pipeline",
     "PositionEmbedding",
     "PostNormBlock",
@@ -61,9 +64,12 @@ __all__ = [
     "RotaryScaling",
     "Router",
     "RowLinear",
+    "SectionedRotary",
     "Sinusoids",
     "Stack",
     "Step",
+    "TowerGatedMLP",
+    "TowerMLP",
     "VocabHead",
     "activate",
     "quantize",

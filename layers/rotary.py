@@ -3,8 +3,9 @@
 Field names are those of `rope_parameters` in config.json.
 """
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -102,6 +103,65 @@ class Rotary(Module):
         cos, sin = F.rotary_angles(step.positions, inverse, factor)
         q = F.rotary(q, cos, sin, interleaved=self.interleaved)
         return q, F.rotary(k, cos, sin, interleaved=self.interleaved)
+
+
+class SectionedRotary(Rotary):
+    """Neighbouring pairs turn by the same of three positions: time, then rows, then columns.
+
+    Wang et al. 2024, arxiv.org/abs/2409.12191, section 2.1; `sections` are how many turn by each.
+    """
+
+    def __init__(
+        self, head_dim: int, scaling: RotaryScaling, sections: tuple[int, int, int]
+    ) -> None:
+        super().__init__(head_dim, scaling)
+        pairs = rotated(scaling, head_dim) // 2
+        if min(sections) < 1 or sum(sections) != pairs:
+            raise GraphError(f"mrope_section {list(sections)} does not divide {pairs} pairs in 3")
+        self.sections = sections
+
+    def forward(self, q: Tensor, k: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        inverse, factor = frequencies(self.scaling, self.head_dim, step.max_context)
+        of_time, of_rows, _ = self.sections
+        cut = [0, of_time, of_time + of_rows, len(inverse)]
+        own = [inverse[begin:end] for begin, end in itertools.pairwise(cut)]
+        return _turned_by_several(q, k, step.grid_positions, own, factor)
+
+
+class AxialRotary(Module):
+    """Half of the pairs turn by a patch's row, half by its column, each as in half a head."""
+
+    def __init__(self, head_dim: int, theta: float) -> None:
+        if head_dim % 4:
+            raise GraphError(f"a head of {head_dim} has no halves of whole pairs")
+        self.head_dim, self.theta = head_dim, theta
+
+    def forward(self, q: Tensor, k: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        """q, k: [patches, heads, head_dim] -> both, turned."""
+        inverse = tuple(map(float, 1.0 / _wavelengths(self.theta, self.head_dim // 2)))
+        return _turned_by_several(q, k, step.patch_places, [inverse, inverse], 1.0)
+
+
+def _turned_by_several(
+    q: Tensor,
+    k: Tensor,
+    positions: Sequence[Tensor],
+    frequencies: Sequence[tuple[float, ...]],
+    factor: float,
+) -> tuple[Tensor, Tensor]:
+    """The first pairs by the first positions and frequencies, the next by the next."""
+    tables = [
+        F.rotary_angles(at, own, factor) for at, own in zip(positions, frequencies, strict=True)
+    ]
+    cos, sin = (_halves_alike([table[i] for table in tables]) for i in range(2))
+    return F.rotary(q, cos, sin), F.rotary(k, cos, sin)
+
+
+def _halves_alike(tables: Sequence[Tensor]) -> Tensor:
+    """Tables [tokens, 2 x pairs] of halves that are alike -> one of all their pairs, as well."""
+    firsts = [F.split(t, t.type.size(1) // 2, t.type.size(1) // 2)[0] for t in tables]
+    half = F.concat(*firsts)
+    return F.concat(half, half)
 
 
 def frequencies(

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from paddock.graph import DType, Tensor
 from paddock.graph.ops import input_tensor
 from paddock.graph.tensor import (
+    AREA_STARTS,
     IMAGE_PATCHES,
     IMAGE_STARTS,
     ROWS,
@@ -64,6 +65,29 @@ class Step:
     def images(self) -> "Step":
         """The step as a vision tower's layers see it: sequences are images, tokens patches."""
         return replace(self, positions=self.image_positions, sequence_starts=self.image_starts)
+
+    @property
+    def image_areas(self) -> "Step":
+        """The same where a layer sees no more of an image than an area."""
+        starts = input_tensor("image_area_starts", DType.I32, AREA_STARTS)
+        return replace(self.images, sequence_starts=starts)
+
+    @property
+    def patch_places(self) -> tuple[Tensor, Tensor]:
+        """In what row and what column of its image a patch is, i64 [image patches] each."""
+        return (
+            input_tensor("image_patch_rows", DType.I64, IMAGE_PATCHES),
+            input_tensor("image_patch_columns", DType.I64, IMAGE_PATCHES),
+        )
+
+    @property
+    def grid_positions(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Where a token is in time, in an image's rows and in its columns, i64 [tokens] each."""
+        time, row, column = (
+            input_tensor(f"{axis}_positions", DType.I64, TOKENS)
+            for axis in ("time", "row", "column")
+        )
+        return time, row, column
 
     def patches(self, size: int) -> Tensor:
         """The images' patches, f32 [image patches, size]."""

@@ -11,7 +11,14 @@ from pydantic import Field, model_validator
 
 from paddock.graph import Module, ModuleList, Parameter, Tensor, current_graph
 from paddock.graph import ops as F
-from paddock.layers import LayerNorm, PositionEmbedding, ReplicatedLinear, Step, activate
+from paddock.layers import (
+    LayerNorm,
+    PatchEmbedding,
+    PositionEmbedding,
+    ReplicatedLinear,
+    Step,
+    TowerMLP,
+)
 from paddock.models.config import (
     ActivationName,
     Eps,
@@ -58,24 +65,11 @@ class ClipVisionConfig(ModelConfig):
         return self.num_channels * self.patch_size**2 + self.class_token
 
 
-class PatchEmbedding(Module):
-    """A convolution whose windows do not overlap: a product of each patch with every filter."""
-
-    def __init__(self, cfg: ClipVisionConfig) -> None:
-        side = cfg.patch_size
-        self.weight = Parameter((cfg.hidden_size, cfg.num_channels, side, side))
-        self.bias = Parameter((cfg.hidden_size,)) if cfg.patch_bias else None
-
-    def forward(self, patches: Tensor) -> Tensor:
-        """patches: [patches, channels x side x side] -> [patches, hidden]."""
-        x = F.linear(patches, F.reshape(self.weight.tensor, patches.type.size(1)))
-        return x if self.bias is None else x + self.bias.tensor
-
-
 class ClipVisionEmbeddings(Module):
     def __init__(self, cfg: ClipVisionConfig) -> None:
         self.class_embedding = Parameter((cfg.hidden_size,)) if cfg.class_token else None
-        self.patch_embedding = PatchEmbedding(cfg)
+        window = (cfg.num_channels, cfg.patch_size, cfg.patch_size)
+        self.patch_embedding = PatchEmbedding(cfg.hidden_size, window, bias=cfg.patch_bias)
         self.position_embedding = PositionEmbedding(cfg.patches + cfg.class_token, cfg.hidden_size)
         self.row_size = cfg.row_size
 
@@ -111,22 +105,12 @@ class ClipAttention(Module):
         return self.out_proj(F.reshape(y, self.heads * self.head_dim))
 
 
-class ClipMLP(Module):
-    def __init__(self, cfg: ClipVisionConfig) -> None:
-        self.fc1 = ReplicatedLinear(cfg.hidden_size, cfg.intermediate_size, bias=True)
-        self.fc2 = ReplicatedLinear(cfg.intermediate_size, cfg.hidden_size, bias=True)
-        self.activation = cfg.hidden_act
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(activate(self.fc1(x), self.activation))
-
-
 class ClipVisionLayer(Module):
     def __init__(self, cfg: ClipVisionConfig) -> None:
         self.layer_norm1 = LayerNorm(cfg.hidden_size, eps=cfg.layer_norm_eps)
         self.self_attn = ClipAttention(cfg)
         self.layer_norm2 = LayerNorm(cfg.hidden_size, eps=cfg.layer_norm_eps)
-        self.mlp = ClipMLP(cfg)
+        self.mlp = TowerMLP(cfg.hidden_size, cfg.intermediate_size, activation=cfg.hidden_act)
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         x = x + self.self_attn(self.layer_norm1(x), step)

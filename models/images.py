@@ -25,6 +25,12 @@ class ImageForm:
     side: int | None = None
     """Pixels of an image's side, where all are squares of one size."""
     window: int = 1
+    frames: int = 1
+    """How often a patch has each channel: an image is a still film to a tower of videos."""
+    area: int | None = None
+    """Windows on each side of an area, where some layers see no more of an image."""
+    grid: bool = False
+    """The model is told in which row and column of its image a token's window is."""
     whole: bool = False
     """The tokens of an image see each other: they are in one step."""
     marker: str | None = None
@@ -35,7 +41,7 @@ class ImageForm:
 
     @property
     def row_size(self) -> int:
-        return self.channels * self.patch_size**2 + self.class_token
+        return self.channels * self.frames * self.patch_size**2 + self.class_token
 
     def written(self, token: str, rows: int, columns: int) -> str:
         """What stands for an image in text, `token` for each that is fed for it.

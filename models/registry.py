@@ -111,6 +111,8 @@ ARCHITECTURES: dict[str, str] = {
     "PhimoeForCausalLM": "paddock.models.phimoe",
     "Qwen2ForCausalLM": "paddock.models.qwen2",
     "Qwen2MoeForCausalLM": "paddock.models.qwen2_moe",
+    "Qwen2VLForConditionalGeneration": "paddock.models.qwen2_vl",
+    "Qwen2_5_VLForConditionalGeneration": "paddock.models.qwen2_5_vl",
     "Qwen3ForCausalLM": "paddock.models.qwen3",
     "Qwen3MoeForCausalLM": "paddock.models.qwen3_moe",
     "Qwen3NextForCausalLM": "paddock.models.qwen3_next",

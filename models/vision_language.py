@@ -32,6 +32,8 @@ class VisionLanguageConfig(ModelConfig):
 
     text_parts: ClassVar[Mapping[str, Part]]
     """By `model_type`; the first where a file says none."""
+    tower: ClassVar[str] = "vision"
+    """What the names of the tower's tensors have in them."""
     vision_parts: ClassVar[Mapping[str, Part]]
 
     @property

@@ -158,7 +158,7 @@ def read_architecture(recipe: Recipe, checkpoint: LocalCheckpoint) -> Architectu
     the recipe asks for vectors. Raises `ConfigError` and `RecipeError`.
     """
     found = _architecture(recipe, config_json(checkpoint))
-    if isinstance(found.config, VisionLanguageConfig) and not _has_tower(checkpoint):
+    if isinstance(found.config, VisionLanguageConfig) and not _has(checkpoint, found.config.tower):
         found = replace(found, config=found.config.blind())
     asked = recipe.task
     if found.task == "generate" and (
@@ -177,9 +177,9 @@ def read_architecture(recipe: Recipe, checkpoint: LocalCheckpoint) -> Architectu
     return found
 
 
-def _has_tower(checkpoint: LocalCheckpoint) -> bool:
-    """Whether a checkpoint has tensors of a vision tower, by their names."""
-    return any("vision" in name for name in Checkpoint.open(checkpoint.folder).tensors)
+def _has(checkpoint: LocalCheckpoint, word: str) -> bool:
+    """Whether a tensor's name has the word in it."""
+    return any(word in name for name in Checkpoint.open(checkpoint.folder).tensors)
 
 
 def wrong_task(recipe: Recipe, task: Task, asked: str) -> str:

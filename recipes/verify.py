@@ -264,14 +264,20 @@ def _seen(step: StepInputs, size: int, folded: int) -> StepInputs:
         first = step.sequence_starts[sequence] + 3
         rows[first : first + 4] = np.arange(4 * image, 4 * image + 4)
     random = np.random.default_rng(22)
+    places = np.tile(np.arange(patches), len(begins))
+    starts = (patches if count else 0) * np.arange(max(len(begins), 1) + 1, dtype=np.int32)
     return replace(
         step,
         image_patches=random.standard_normal((count, size), np.float32),
-        image_positions=np.tile(np.arange(patches), len(begins)),
-        image_starts=patches * np.arange(max(len(begins), 1) + 1, dtype=np.int32)
-        if count
-        else np.zeros(2, np.int32),
+        image_positions=places,
+        image_starts=starts,
         image_rows=rows,
+        image_patch_rows=places // 4,
+        image_patch_columns=places % 4,
+        image_area_starts=starts,
+        time_positions=step.positions,
+        row_positions=step.positions,
+        column_positions=step.positions,
     )
 
 

@@ -103,7 +103,7 @@ class EngineLoop:
             self._admission,
             eos_token_ids=self._intake.eos_token_ids,
             clock=clock,
-            patch_size=None if image_form is None else image_form.row_size,
+            image_form=image_form,
         )
         self._rate = TokenRate()
         self._listeners: list[Listener] = []

@@ -12,6 +12,7 @@ from paddock.engines.protocol import Session
 from paddock.graph.dtype import Array
 from paddock.models.images import ImageForm
 from paddock.runtime.errors import RequestError, RequestTooLarge
+from paddock.runtime.images.grid_positions import GridPositions
 from paddock.runtime.images.prepared import ImagePrompt, PlacedImage
 from paddock.runtime.sampling.constraint import Constraint, Grammars
 from paddock.runtime.sampling.sampler import SequenceSampler
@@ -123,6 +124,7 @@ class Intake:
             source_token_ids=source,
             source_features=features,
             images=images,
+            grid_positions=self._grid_positions(len(token_ids), images),
         )
 
     def _encode(self, prompt: str) -> list[int]:
@@ -177,6 +179,12 @@ class Intake:
                 f" images (token id {form.token_id}), its {len(images)} images have"
                 f" {int(placed.sum())} in such places; leave the model's image token out of text"
             )
+
+    def _grid_positions(self, length: int, images: Sequence[PlacedImage]) -> GridPositions | None:
+        form = self._image_form
+        if form is None or not form.grid or not images:
+            return None
+        return GridPositions.of(length, images)
 
     def _check_whole(self, images: Sequence[PlacedImage], params: SamplingParams) -> None:
         """That a step has room for every image whose tokens see each other."""

@@ -48,7 +48,7 @@ from paddock.engines.cuda_plugin import TYPE
 from paddock.engines.protocol import BuildError
 from paddock.graph import DType, Op
 from paddock.graph import ops as F
-from paddock.graph.tensor import TensorType, fixed
+from paddock.graph.tensor import AREA_STARTS, TensorType, fixed
 
 if TYPE_CHECKING:
     from paddock.engines.cuda.gpu import GPU
@@ -92,6 +92,8 @@ def _own_source(gpu: GPU, i: Instruction) -> None:
 def lowers(op: Op) -> bool:
     """Whether the table below has the op, a pass or the program takes care of it, or it has CUDA
     source of its own."""
+    if isinstance(op, F.Input) and AREA_STARTS in op.shape:
+        return False  # how many there are is not among a bucket's sizes
     kinds = F.Source | F.Fill | F.Dequantize | F.Linear | F.Reshape
     return type(op) in TABLE or isinstance(op, kinds) or op.cuda_source is not None
 

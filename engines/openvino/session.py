@@ -57,6 +57,12 @@ ONE_TOKEN = StepInputs(
     image_positions=np.zeros(1, np.int64),
     image_starts=np.array([0, 1], np.int32),
     image_rows=np.zeros(1, np.int64),
+    image_patch_rows=np.zeros(1, np.int64),
+    image_patch_columns=np.zeros(1, np.int64),
+    image_area_starts=np.array([0, 1], np.int32),
+    time_positions=np.zeros(1, np.int64),
+    row_positions=np.zeros(1, np.int64),
+    column_positions=np.zeros(1, np.int64),
 )
 
 

@@ -220,8 +220,8 @@ def lower(state: Lowering) -> None:
 
 
 def lowers(kind: Op) -> bool:
-    """Whether the table below has the op."""
-    return type(kind) in TABLE
+    """Whether the table below has the op, and a padded step the array."""
+    return type(kind) in TABLE and (not isinstance(kind, F.Input) or kind.key in _STEP)
 
 
 def _weights_of(node: Node) -> list[str]:
@@ -249,14 +249,14 @@ def _input(state: Lowering, node: Node, inputs: list[Any]) -> Any:
     assert isinstance(op, F.Input)
     if op.key == "logit_rows":
         return state.feed(op.key, "step", op.dtype, ROWS)
-    if op.key in ("token_ids", "positions", "token_types", "image_rows"):
+    if op.key in _BY_TOKEN:
         rows = state.feed(op.key, "step", op.dtype, SEQUENCES, TOKENS)
         return state.once(("flat", op.key), lambda: state.view(rows, (-1,)))
-    if op.key in ("source_ids", "source_features", "source_positions"):
+    if op.key in _BY_SOURCE:
         tail = fixed(op.shape[1:])
         rows = state.feed(op.key, "step", op.dtype, SEQUENCES, SOURCES, *tail)
         return state.once(("flat", op.key), lambda: state.view(rows, (-1, *tail)))
-    if op.key in ("image_patches", "image_positions"):
+    if op.key in _BY_PATCH:
         tail = fixed(op.shape[1:])
         rows = state.feed(op.key, "step", op.dtype, IMAGES, PATCHES, *tail)
         return state.once(("flat", op.key), lambda: state.view(rows, (-1, *tail)))
@@ -265,6 +265,9 @@ def _input(state: Lowering, node: Node, inputs: list[Any]) -> Any:
     raise BuildError(f"{node.where}: a padded step has no array {op.key!r}")
 
 
+_BY_TOKEN = ("token_ids", "positions", "token_types", "image_rows")
+_BY_SOURCE = ("source_ids", "source_features", "source_positions")
+_BY_PATCH = ("image_patches", "image_positions")
 PACKED_STEP = (
     "sequence_starts",
     "past_lengths",
@@ -277,6 +280,7 @@ PACKED_STEP = (
     "source_table_starts",
     "image_starts",
 )
+_STEP = ("logit_rows", *_BY_TOKEN, *_BY_SOURCE, *_BY_PATCH, *PACKED_STEP)
 
 
 def _weight(state: Lowering, node: Node, inputs: list[Any]) -> Any:

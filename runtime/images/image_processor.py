@@ -5,6 +5,7 @@ The steps are those of transformers' image processors, computed with the same li
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from paddock.graph.dtype import Array
 from paddock.graph.errors import nearest
+from paddock.runtime.errors import RequestError
 from paddock.runtime.strict_json import TokenizerError, first_problem, read_object
 
 if TYPE_CHECKING:
@@ -24,19 +26,23 @@ FILE = "preprocessor_config.json"
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-Side = Annotated[int, Field(gt=0, le=2**14)]
+_LONGEST_SIDE = 2**14
+Side = Annotated[int, Field(gt=0, le=_LONGEST_SIDE)]
 Channels = Annotated[tuple[float, ...], Field(strict=False, min_length=1, max_length=4)]
 
 
 class Sizes(BaseModel):
-    """`height` and `width`, or one edge to which the other is kept in proportion."""
+    """`height` and `width`, or one edge to which the other is kept in proportion.
+
+    Qwen2-VL's edges are numbers of pixels, the least and the most of an image.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     height: Side | None = None
     width: Side | None = None
-    shortest_edge: Side | None = None
-    longest_edge: Side | None = None
+    shortest_edge: Annotated[int, Field(gt=0, le=2**28)] | None = None
+    longest_edge: Annotated[int, Field(gt=0, le=2**28)] | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,12 @@ class ImageProcessor(BaseModel):
             raise ValueError("do_center_crop is true, and crop_size has no height and width")
         if not (self.size.shortest_edge or (self.size.height and self.size.width)):
             raise ValueError("size has neither height and width nor shortest_edge")
+        return self._with_short_edges()
+
+    def _with_short_edges(self) -> Self:
+        for edge in (self.size.shortest_edge, self.size.longest_edge):
+            if edge is not None and edge > _LONGEST_SIDE:
+                raise ValueError(f"size has an edge of {edge} pixels, {_LONGEST_SIDE} at most")
         return self
 
     def tiles(self, image: Image) -> Tiles:
@@ -135,7 +147,9 @@ class TiledImageProcessor(ImageProcessor):
             raise ValueError("size and max_image_size have no longest_edge")
         if self.do_center_crop:
             raise ValueError("do_center_crop is true, which is not done before images are cut")
-        return self
+        if self.max_image_size.longest_edge > _LONGEST_SIDE:
+            raise ValueError(f"max_image_size is more than {_LONGEST_SIDE} pixels")
+        return self._with_short_edges()
 
     def tiles(self, image: Image) -> Tiles:
         side = self.max_image_size.longest_edge or 1
@@ -171,6 +185,58 @@ class TiledImageProcessor(ImageProcessor):
         elif height > width and height > self._LONGEST:
             height, width = self._LONGEST, int(self._LONGEST * share)
         return max(height, 1), max(width, 1)
+
+
+class WindowedImageProcessor(ImageProcessor):
+    """Qwen2-VL's: images of any shape, in whole windows of patches, within bounds of pixels."""
+
+    patch_size: int = Field(14, gt=0, le=2**10)
+    merge_size: int = Field(2, gt=0, le=16)
+
+    _MOST_UNEVEN: ClassVar[int] = 200
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bounds_in_size(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """`min_pixels` and `max_pixels` are what the edges are called in older files."""
+        older = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}
+        size = given.get("size")
+        if not isinstance(size, dict):
+            return given
+        kept = {name: value for name, value in size.items() if name not in older.values()}
+        for edge, name in older.items():
+            if given.get(name) is not None:
+                kept[edge] = given[name]
+        return {**given, "size": kept}
+
+    @model_validator(mode="after")
+    def _has_sizes(self) -> Self:
+        least, most = self.size.shortest_edge, self.size.longest_edge
+        if not least or not most or least > most:
+            raise ValueError(
+                "size has no shortest_edge and longest_edge, of the least pixels first"
+            )
+        if self.do_center_crop:
+            raise ValueError("do_center_crop is true, and images are of any size")
+        return self
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """Whole windows, in the same proportion as nearly as they can be. Raises `RequestError`."""
+        if max(height, width) > self._MOST_UNEVEN * min(height, width):
+            raise RequestError(
+                f"the image has {width} x {height} pixels; a side may have {self._MOST_UNEVEN}"
+                " times as many as the other"
+            )
+        side = self.patch_size * self.merge_size
+        least, most = self.size.shortest_edge or 1, self.size.longest_edge or 1
+        rows, columns = round(height / side), round(width / side)
+        if rows * columns * side**2 > most:
+            shrunk = math.sqrt(height * width / most)
+            rows, columns = (max(1, math.floor(n / shrunk / side)) for n in (height, width))
+        elif rows * columns * side**2 < least:
+            grown = math.sqrt(least / (height * width))
+            rows, columns = (math.ceil(n * grown / side) for n in (height, width))
+        return rows * side, columns * side
 
 
 def _whole_tiles(height: int, width: int, side: int) -> tuple[int, int]:
@@ -213,11 +279,17 @@ _IDEFICS3 = {
     "image_mean": _HALF,
     "image_std": _HALF,
 }
+_QWEN2_VL = {
+    "size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280},
+    "image_mean": _CLIP_MEAN,
+    "image_std": _CLIP_STD,
+}
 KINDS: dict[str, tuple[type[ImageProcessor], dict[str, Any]]] = {
     "CLIPImageProcessor": (ImageProcessor, _CLIP),
     "LlavaImageProcessor": (ImageProcessor, _CLIP),
     "Gemma3ImageProcessor": (ImageProcessor, _SIGLIP | {"resample": 2}),
     "Idefics3ImageProcessor": (TiledImageProcessor, _IDEFICS3),
+    "Qwen2VLImageProcessor": (WindowedImageProcessor, _QWEN2_VL),
     "SiglipImageProcessor": (ImageProcessor, _SIGLIP),
     "SmolVLMImageProcessor": (TiledImageProcessor, _IDEFICS3),
 }

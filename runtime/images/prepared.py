@@ -24,6 +24,12 @@ class PreparedImage:
     """Its tokens see each other: they are in one step."""
     outputs: int = 0
     """Rows that the model makes of it; 0: as many as patches."""
+    grid: tuple[int, int] = (0, 0)
+    """Rows and columns of its windows."""
+    columns: int = 1
+    """Of its patches."""
+    areas: tuple[int, ...] = ()
+    """Patches of each."""
 
     @property
     def made(self) -> int:
@@ -33,7 +39,7 @@ class PreparedImage:
     @cached_property
     def digest(self) -> bytes:
         """Images with one digest are one image: 256 bits of all that the model is fed."""
-        found = hashlib.blake2b(digest_size=32)
+        found = hashlib.blake2b(f"{self.grid} {self.columns}".encode(), digest_size=32)
         for array in (self.patches, self.positions, self.rows):
             found.update(str(array.shape).encode())
             found.update(np.ascontiguousarray(array).data)
@@ -61,27 +67,70 @@ class ImagePrompt:
 
 
 def prepare(pixels: Array, form: ImageForm) -> PreparedImage:
-    """An image of f32 [channels, height, width]: windows row by row, patches row by row in each."""
+    """An image of f32 [channels, height, width]: areas row by row, windows row by row in each, and
+    patches row by row in each of these."""
     side, window = form.patch_size, form.window
     channels, height, width = pixels.shape
     rows, columns = height // side, width // side
+    grid = rows // window, columns // window
     cut = pixels[:, : rows * side, : columns * side]
-    grid = cut.reshape(channels, rows // window, window, side, columns // window, window, side)
-    patches = grid.transpose(1, 4, 2, 5, 0, 3, 6).reshape(-1, channels * side * side)
-    places = np.arange(rows * columns).reshape(rows // window, window, columns // window, window)
-    positions = places.transpose(0, 2, 1, 3).reshape(-1)
+    cut = cut.reshape(channels, grid[0], window, side, grid[1], window, side)
+    patches = cut.transpose(1, 4, 2, 5, 0, 3, 6).reshape(-1, window**2, channels, 1, side * side)
+    places = np.arange(rows * columns).reshape(grid[0], window, grid[1], window)
+    order, areas = _areas(*grid, form.area)
+    patches = patches.repeat(form.frames, axis=3)[order].reshape(rows * columns, -1)
+    positions = places.transpose(0, 2, 1, 3).reshape(-1, window**2)[order].reshape(-1)
+    made = np.argsort(order)
     if form.class_token:
         patches = np.pad(patches, ((1, 0), (0, 1)))
         patches[0, -1] = 1
         positions = np.arange(len(patches))
-    made = len(patches) // window**2
+        made = np.arange(len(patches))
     return PreparedImage(
         np.ascontiguousarray(patches, np.float32),
         positions,
-        np.arange(form.first_row, made),
+        made[form.first_row :],
         form.whole,
-        made,
+        len(made),
+        grid,
+        columns,
+        tuple(size * window**2 for size in areas),
     )
+
+
+def _areas(rows: int, columns: int, side: int | None) -> tuple[Array, list[int]]:
+    """Windows area by area, and how many each has; those at the right and the bottom have less."""
+    numbers = np.arange(rows * columns).reshape(rows, columns)
+    if side is None:
+        return numbers.reshape(-1), [rows * columns]
+    cut = [
+        numbers[top : top + side, left : left + side].reshape(-1)
+        for top in range(0, rows, side)
+        for left in range(0, columns, side)
+    ]
+    return np.concatenate(cut), [len(area) for area in cut]
+
+
+def packed(images: Sequence[PreparedImage], patch_size: int) -> dict[str, Array]:
+    """A step's arrays of the images that come with it; patches have `patch_size` numbers."""
+    if not images:
+        none, starts = np.zeros(0, np.int64), np.zeros(2, np.int32)
+        return {
+            "image_patches": np.zeros((0, patch_size), np.float32),
+            "image_positions": none,
+            "image_starts": starts,
+            "image_patch_rows": none,
+            "image_patch_columns": none,
+            "image_area_starts": starts,
+        }
+    return {
+        "image_patches": np.concatenate([image.patches for image in images]),
+        "image_positions": np.concatenate([image.positions for image in images]),
+        "image_starts": np.cumsum([0, *(len(i.patches) for i in images)]).astype(np.int32),
+        "image_patch_rows": np.concatenate([i.positions // i.columns for i in images]),
+        "image_patch_columns": np.concatenate([i.positions % i.columns for i in images]),
+        "image_area_starts": np.cumsum([0, *(n for i in images for n in i.areas)]).astype(np.int32),
+    }
 
 
 def content(images: Sequence[PlacedImage], begin: int, end: int) -> bytes:

@@ -97,13 +97,18 @@ class Sight:
     def tiles(self, data: bytes, limits: ImageLimits) -> Tiles:
         """What the model is fed for an image file. Raises `RequestError` and `TokenizerError`."""
         tiles = self.processor.tiles(decode(data, limits))
-        side = self.form.side
+        side, window = self.form.side, self.form.patch_size * self.form.window
         for pixels in tiles.pixels:
-            if side is not None and pixels.shape != (self.form.channels, side, side):
+            channels, height, width = pixels.shape
+            read = (
+                (height, width) == (side, side) if side else not (height % window or width % window)
+            )
+            if channels != self.form.channels or not read:
+                sides = [side, side] if side else f"sides of whole {window}"
                 raise RequestError(
                     f"{self.folder}: its files make {list(pixels.shape)} of an image, the tower"
-                    f" reads {[self.form.channels, side, side]}; compare preprocessor_config.json"
-                    " with vision_config in config.json"
+                    f" reads {self.form.channels} channels and {sides}; compare"
+                    " preprocessor_config.json with vision_config in config.json"
                 )
         return tiles
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paddock.graph.dtype import Array
+from paddock.runtime.images.grid_positions import GridPositions
 from paddock.runtime.images.prepared import PlacedImage
 from paddock.runtime.sampling.sampler import SampledToken, SequenceSampler
 from paddock.runtime.sampling.sampling_params import SamplingParams
@@ -58,6 +59,7 @@ class Request:
         source_token_ids: TokenIds | None = None,
         source_features: Array | None = None,
         images: tuple[PlacedImage, ...] = (),
+        grid_positions: GridPositions | None = None,
     ) -> None:
         """`number` is unique and grows; `arrival` and `deadline` are times of the loop's clock.
 
@@ -67,6 +69,7 @@ class Request:
         `source_token_ids` is what an encoder-decoder's encoder reads; the prompt is then what its
         answers begin with. `source_features` [places, size] is what one hears instead; its ids
         are zeros then. `images` are those that tokens of the prompt stand for, in their order.
+        `grid_positions`: where tokens are that are not at one number, as the model is told it.
         """
         self.number = number
         self.request_id = request_id
@@ -74,6 +77,7 @@ class Request:
         self.source_token_ids = source_token_ids
         self.source_features = source_features
         self.images = images
+        self.grid_positions = grid_positions
         self.params = params
         self.priority = priority
         self.arrival = arrival

@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from paddock.engines.protocol import StepInputs
 from paddock.graph.dtype import Array
-from paddock.runtime.images.prepared import PreparedImage, within
+from paddock.models.images import ImageForm
+from paddock.runtime.images.prepared import PreparedImage, packed, within
 from paddock.runtime.scheduling.limits import Limits
 from paddock.runtime.scheduling.request import Sequence, TokenIds
 from paddock.runtime.scheduling.scheduler import Chunk, Decision
@@ -48,11 +49,11 @@ class StepPlanner:
         limits: Limits,
         block_size: int,
         block_rows: npt.NDArray[np.int32],
-        patch_size: int | None = None,
+        image_form: ImageForm | None = None,
     ) -> None:
         """`block_rows` [max_sequences, blocks]: the blocks of the sequence in each slot;
-        `patch_size`: of a model that sees, the numbers of a patch."""
-        self._patch_size = patch_size
+        `image_form`: what images are to a model that sees."""
+        self._image_form = image_form
         self._block_size = block_size
         self._block_rows = block_rows
         self._ramp = np.arange(block_rows.shape[1] * block_size, dtype=np.int64)
@@ -108,8 +109,11 @@ class StepPlanner:
         )
         if chunks and chunks[0].sequence.source_length:
             inputs = replace(inputs, **_sources(chunks), source_features=_features(chunks))
-        if self._patch_size is not None:
-            inputs = replace(inputs, **_images(chunks, buffers.image_rows, self._patch_size))
+        form = self._image_form
+        if form is not None:
+            inputs = replace(inputs, **_images(chunks, buffers.image_rows, form.row_size))
+            if form.grid:
+                inputs = replace(inputs, **_grid(chunks, positions, buffers.grid_positions))
         return PlannedStep(decision, inputs, sampled, sampled_rows, prompts)
 
     def _logit_rows(
@@ -158,6 +162,7 @@ class _Buffers:
         self.block_starts = np.zeros(sequences + 1, np.int32)
         self.sequence_slots = np.zeros(sequences, np.int32)
         self.image_rows = np.zeros(limits.max_tokens_per_step, np.int64)
+        self.grid_positions = np.zeros((3, limits.max_tokens_per_step), np.int64)
         self.logit_rows = np.zeros(sequences + limits.max_prompt_logit_rows, np.int64)
 
 
@@ -210,19 +215,21 @@ def _images(chunks: list[Chunk], buffer: Array, patch_size: int) -> dict[str, Ar
             images.append(image.image)
             first += image.image.made
         begin += tokens
-    if not images:
-        return {
-            "image_patches": np.zeros((0, patch_size), np.float32),
-            "image_positions": _NO_TOKENS,
-            "image_starts": np.zeros(2, np.int32),
-            "image_rows": rows,
-        }
-    return {
-        "image_patches": np.concatenate([image.patches for image in images]),
-        "image_positions": np.concatenate([image.positions for image in images]),
-        "image_starts": np.cumsum([0, *(len(i.patches) for i in images)]).astype(np.int32),
-        "image_rows": rows,
-    }
+    return {"image_rows": rows, **packed(images, patch_size)}
+
+
+def _grid(chunks: list[Chunk], positions: TokenIds, buffer: Array) -> dict[str, Array]:
+    """Tokens' places in time, rows and columns: their numbers, but for sequences with images."""
+    found = buffer[:, : len(positions)]
+    found[:] = positions
+    begin = 0
+    for chunk in chunks:
+        own = chunk.sequence.request.grid_positions
+        if own is not None:
+            end = chunk.past + chunk.tokens
+            found[:, begin : begin + chunk.tokens] = own.between(chunk.past, end)
+        begin += chunk.tokens
+    return dict(zip(("time_positions", "row_positions", "column_positions"), found, strict=True))
 
 
 def _leading_singles(chunks: list[Chunk]) -> int:

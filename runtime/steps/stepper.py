@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from paddock.engines.protocol import Session, SessionLost
 from paddock.graph.dtype import Array
+from paddock.models.images import ImageForm
 from paddock.runtime.outputs import Event
 from paddock.runtime.sampling.sampler import LogitsError, SampledToken, prompt_logprobs, sample
 from paddock.runtime.scheduling.admission import Admission
@@ -44,15 +45,15 @@ class Stepper:
         *,
         eos_token_ids: frozenset[int],
         clock: Callable[[], float],
-        patch_size: int | None = None,
+        image_form: ImageForm | None = None,
     ) -> None:
-        """`patch_size`: of a model that sees, the numbers of a patch."""
+        """`image_form`: what images are to a model that sees."""
         self._session = session
         self._admission = admission
         self._eos_token_ids = eos_token_ids
         self._clock = clock
         self.scheduler = scheduler
-        self._planner = StepPlanner(limits, session.block_size, scheduler.block_rows, patch_size)
+        self._planner = StepPlanner(limits, session.block_size, scheduler.block_rows, image_form)
         self._deadlines: RankQueue[Request] = RankQueue()
         self._events: dict[int, list[Event]] = {}
         self.steps = 0

@@ -43,7 +43,7 @@ INDICES = Path(__file__).with_name("published_indices.json")
 LOWERS = {"tensorrt": tensorrt_lowers, "cuda": cuda_lowers}
 GIVES = {"generate": "text", "embed": "vectors", "classify": "labels"}
 NOT_THERE = (
-    "Qwen2-VL, LLaVA-NeXT and its relatives, Pixtral, videos",
+    "LLaVA-NeXT and its relatives, Pixtral, videos",
     "DeBERTa, GTE and Jina BERT",
 )
 HEAD = """\

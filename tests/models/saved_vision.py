@@ -44,6 +44,18 @@ def _tiled(form: ImageForm) -> dict[str, Any]:
     }
 
 
+def _windowed(form: ImageForm) -> dict[str, Any]:
+    window = (form.patch_size * form.window) ** 2
+    return {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "min_pixels": window,
+        "max_pixels": 24 * window,
+        "patch_size": form.patch_size,
+        "merge_size": form.window,
+        "temporal_patch_size": form.frames,
+    }
+
+
 FILES = {
     "llava": Files(
         # A message's images before its text.
@@ -70,6 +82,16 @@ FILES = {
         ),
         "image_token_id",
         _tiled,
+    ),
+    "qwen2_5_vl": Files(
+        "{% for message in messages %}<|bos|>{{ message['role'] }}\n"
+        "{% for content in message['content'] %}{% if content['type'] == 'image' %}"
+        "<|vision_start|><|image_pad|><|vision_end|>{% elif 'text' in content %}"
+        "{{ content['text'] }}{% endif %}{% endfor %}<|eos|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|bos|>assistant\n{% endif %}",
+        ("<|image_pad|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>"),
+        "image_token_id",
+        _windowed,
     ),
 }
 

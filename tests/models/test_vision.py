@@ -20,6 +20,7 @@ from paddock.layers import trace
 from paddock.models import registry
 from paddock.runtime.engine_loop import EngineLoop
 from paddock.runtime.errors import RequestError, RequestTooLarge
+from paddock.runtime.images.grid_positions import GridPositions
 from paddock.runtime.images.prepared import ImagePrompt, PlacedImage, prepare
 from paddock.runtime.outputs import RequestResult
 from paddock.runtime.sampling.sampling_params import SamplingParams
@@ -69,11 +70,12 @@ def play(session: Session, case: VisionCase, plan: Plan) -> list[Array]:
     blocks = [[free.pop() for _ in range(count)] for count in needed]
     image = prompts[1].placed[0].image
     soil = step_inputs(session, [(np.full(size, 5), 0, [blocks[0][0]])], np.arange(1))
-    session.run(replace(soil, **image_inputs([image], [np.full(size, -1)], form.row_size)))
+    soil = replace(soil, **image_inputs([image], [np.full(size, -1)], form.row_size))
+    session.run(replace(soil, **grid([np.tile(soil.positions, (3, 1))])))
     done = [0] * len(prompts)
     found: list[list[Array]] = [[] for _ in prompts]
     for step in _uncut(plan, case):
-        batch, images, rows = [], [], []
+        batch, images, rows, places = [], [], [], []
         before = 0
         for s, count in step:
             begin, end = done[s], done[s] + count
@@ -85,14 +87,23 @@ def play(session: Session, case: VisionCase, plan: Plan) -> list[Array]:
                     images.append(placed.image)
                     before += placed.image.made
             rows.append(own[begin:end])
+            seen = prompts[s].placed if form.grid else []
+            of_all = GridPositions.of(len(prompts[s].token_ids), seen)
+            places.append(of_all.between(begin, end))
             done[s] = end
         inputs = step_inputs(session, batch, np.arange(sum(n for _, n in step)))
-        inputs = replace(inputs, **image_inputs(images, rows, form.row_size))
+        inputs = replace(inputs, **image_inputs(images, rows, form.row_size), **grid(places))
         logits = np.array(session.run(inputs))
         ends = np.cumsum([n for _, n in step])[:-1]
         for (s, _), part in zip(step, np.split(logits, ends), strict=True):
             found[s].append(part)
     return [np.concatenate(parts) for parts in found]
+
+
+def grid(places: list[Array]) -> dict[str, Array]:
+    """A step's arrays of where its sequences' new tokens are, [3, tokens] of each."""
+    axes = ("time_positions", "row_positions", "column_positions")
+    return dict(zip(axes, np.concatenate(places, axis=1), strict=True))
 
 
 def _uncut(plan: Plan, case: VisionCase) -> Plan:
@@ -169,6 +180,8 @@ def test_ranks_agree_with_transformers(name: str) -> None:
     [(name, "openvino", {}) for name in NAMES]
     + [("llava/1", "reference", {"cache_blocks": 20})]
     + [("llava/1", "reference", {"max_tokens_per_step": 5, "max_sequences": 2})]
+    + [("qwen2_vl/1", "reference", {"cache_blocks": 20})]
+    + [("qwen2_5_vl/2", "reference", {"max_tokens_per_step": 5, "max_sequences": 2})]
     + [("gemma3/1", "reference", {"max_tokens_per_step": 12, "prefill_chunk": 2})],
 )
 def test_greedy_answers_are_those_of_generate(
@@ -201,7 +214,7 @@ def test_greedy_answers_are_those_of_generate(
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("name", ["llava/1", "gemma3/1"])
+@pytest.mark.parametrize("name", ["llava/1", "gemma3/1", "qwen2_vl/1"])
 def test_a_prefix_is_its_images_too(name: str, engine: str) -> None:
     """The same tokens with another image share what comes before it, and nothing after.
 
@@ -211,7 +224,8 @@ def test_a_prefix_is_its_images_too(name: str, engine: str) -> None:
 
     case = VisionCase(name)
     random = case.random("prefix")
-    first, second, third = (case.pixels(random) for _ in range(3))
+    first, second = (case.pixels(random) for _ in range(2))
+    third = np.flip(second, (1, 2)).copy()  # another, of the same size
     ours = case.prompt(random, [first, second], [3, 2, 9])
     other = replace(
         ours,

@@ -12,6 +12,7 @@ import pytest
 
 from paddock.graph import Mesh
 from paddock.models import registry
+from paddock.models.config import ConfigError
 from paddock.weights import TensorInfo, prove
 from tests.golden.make_names import unfold
 from tests.models.llama_names import Folded, llama
@@ -234,6 +235,114 @@ PUBLISHED["HuggingFaceTB/SmolVLM2-500M-Video-Instruct"] = (
         "lm_head.weight": [49280, 960],
     },
 )
+_QWEN = {
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+    "hidden_act": "silu",
+    "image_token_id": 151655,
+    "initializer_range": 0.02,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": {"mrope_section": [16, 24, 24], "type": "mrope"},
+    "rope_theta": 1000000.0,
+    "sliding_window": 32768,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "use_sliding_window": False,
+    "video_token_id": 151656,
+    "vision_end_token_id": 151653,
+    "vision_start_token_id": 151652,
+    "vision_token_id": 151654,
+    "vocab_size": 151936,
+}
+
+
+def qwen_tower(hidden: int, outputs: int, mlp: dict[str, tuple[int, int]]) -> Folded:
+    block, merged = "visual.blocks.{0-31}.", 4 * hidden
+    linear = {"attn.qkv": (3 * hidden, hidden), "attn.proj": (hidden, hidden)}
+    linear = {f"{block}{name}": shape for name, shape in (linear | mlp).items()}
+    linear |= {"visual.merger.mlp.0": (merged, merged), "visual.merger.mlp.2": (outputs, merged)}
+    norms = ("norm1", "norm2")
+    return {
+        "visual.patch_embed.proj.weight": [hidden, 3, 2, 14, 14],
+        "visual.merger.ln_q.weight": [hidden],
+        **{f"{block}{norm}.weight": [hidden] for norm in norms},
+        **{f"{name}.weight": list(shape) for name, shape in linear.items()},
+        **{f"{name}.bias": [shape[0]] for name, shape in linear.items()},
+    }
+
+
+PUBLISHED["Qwen/Qwen2-VL-2B-Instruct"] = (
+    _QWEN
+    | {
+        "architectures": ["Qwen2VLForConditionalGeneration"],
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "max_position_embeddings": 32768,
+        "max_window_layers": 28,
+        "model_type": "qwen2_vl",
+        "num_attention_heads": 12,
+        "num_hidden_layers": 28,
+        "vision_config": {
+            "depth": 32,
+            "embed_dim": 1280,
+            "hidden_size": 1536,
+            "in_channels": 3,
+            "in_chans": 3,
+            "mlp_ratio": 4,
+            "model_type": "qwen2_vl",
+            "num_heads": 16,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "spatial_patch_size": 14,
+            "temporal_patch_size": 2,
+        },
+    },
+    llama("model", layers=28, hidden=1536, inner=8960, q=1536, kv=256, vocab=151936)
+    | qwen2_biases("model", layers=28, q=1536, kv=256)
+    | qwen_tower(1280, 1536, {"mlp.fc1": (5120, 1280), "mlp.fc2": (1280, 5120)})
+    | {f"visual.blocks.{{0-31}}.{norm}.bias": [1280] for norm in ("norm1", "norm2")}
+    | {"visual.merger.ln_q.bias": [1280]},
+)
+PUBLISHED["Qwen/Qwen2.5-VL-3B-Instruct"] = (
+    _QWEN
+    | {
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "hidden_size": 2048,
+        "intermediate_size": 11008,
+        "max_position_embeddings": 128000,
+        "max_window_layers": 70,
+        "model_type": "qwen2_5_vl",
+        "num_attention_heads": 16,
+        "num_hidden_layers": 36,
+        "vision_config": {
+            "depth": 32,
+            "fullatt_block_indexes": [7, 15, 23, 31],
+            "hidden_act": "silu",
+            "hidden_size": 1280,
+            "in_chans": 3,
+            "intermediate_size": 3420,
+            "num_heads": 16,
+            "out_hidden_size": 2048,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "spatial_patch_size": 14,
+            "temporal_patch_size": 2,
+            "tokens_per_second": 2,
+            "window_size": 112,
+        },
+    },
+    llama("model", layers=36, hidden=2048, inner=11008, q=2048, kv=256, vocab=151936)
+    | qwen2_biases("model", layers=36, q=2048, kv=256)
+    | qwen_tower(
+        1280,
+        2048,
+        {f"mlp.{part}_proj": (3420, 1280) for part in ("gate", "up")}
+        | {"mlp.down_proj": (1280, 3420)},
+    ),
+)
 BLIND = "google/gemma-3-4b-it"
 """Also published as its text model alone, under the same class."""
 
@@ -251,6 +360,21 @@ def test_a_model_that_sees_may_be_published_without_its_tower() -> None:
     check(config, text)
     bare = {name.replace(_TEXT, "model.language_model"): shape for name, shape in text.items()}
     check(config, bare)
+
+
+@pytest.mark.parametrize("repo", ["Qwen/Qwen2-VL-2B-Instruct", "Qwen/Qwen2.5-VL-3B-Instruct"])
+def test_files_may_have_an_object_of_the_text_model(repo: str) -> None:
+    """As transformers saves them, with what was beside it there, too, or only there."""
+    flat, _ = PUBLISHED[repo]
+    expected = registry.read(flat).config
+    own = ("architectures", "model_type", "vision_config", "tie_word_embeddings")
+    text = {name: value for name, value in flat.items() if name not in own}
+    text |= {"model_type": f"{flat['model_type']}_text"}
+    only = {name: flat[name] for name in own} | {"text_config": text}
+    assert registry.read(only).config == expected
+    assert registry.read(flat | {"text_config": text}).config == expected
+    with pytest.raises(ConfigError, match="does not know the field 'hidden_size' = 16"):
+        registry.read(only | {"hidden_size": 16})
 
 
 def check(config: dict[str, Any], names: Folded) -> None:
@@ -273,7 +397,9 @@ def test_images_take_the_places_of_as_many_tokens_as_published() -> None:
     for repo, (config, _) in PUBLISHED.items():
         form = registry.read(config).image_form
         assert form is not None
-        assert form.side is not None
+        if form.side is None:  # of any size
+            assert form.grid
+            continue
         tokens[repo] = (
             (form.side // form.patch_size) ** 2 // form.window**2
             + form.class_token

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from paddock.graph import Array
+from paddock.models.images import ImageForm
 from tests.models.vision_cases import Prompt, VisionCase
 
 with warnings.catch_warnings():
@@ -43,13 +44,28 @@ def inputs(case: VisionCase, prompt: Prompt) -> dict[str, Any]:
     given = {"input_ids": torch.tensor(prompt.token_ids)[None]}
     # Otherwise `generate` leaves out tokens that are the padding's.
     given["attention_mask"] = torch.ones_like(given["input_ids"])
-    if prompt.pixels:
+    if case.form.grid:
+        given["mm_token_type_ids"] = (given["input_ids"] == case.form.token_id).long()
+    if prompt.pixels and case.form.grid:
+        flat = [patches(pixels, case.form) for pixels in prompt.pixels]
+        given["pixel_values"] = torch.tensor(np.concatenate([rows for rows, _ in flat]))
+        given["image_grid_thw"] = torch.tensor([[1, *grid] for _, grid in flat])
+    elif prompt.pixels:
         given["pixel_values"] = torch.tensor(np.stack(prompt.pixels))
         if case.name.startswith("idefics3"):  # of each prompt of a batch
             given["pixel_values"] = given["pixel_values"][None]
     if case.form.whole:
         given["token_type_ids"] = (given["input_ids"] == case.form.token_id).long()
     return given
+
+
+def patches(pixels: Array, form: ImageForm) -> tuple[Array, tuple[int, int]]:
+    """As transformers' processor lays them out, and how many rows and columns of them."""
+    processor = transformers.Qwen2VLImageProcessorPil(
+        patch_size=form.patch_size, merge_size=form.window, temporal_patch_size=form.frames
+    )
+    rows, height, width = processor.patchify(pixels, form.patch_size, form.window, form.frames)
+    return rows, (height, width)
 
 
 def logits(case: VisionCase, model: Any) -> list[Array]:

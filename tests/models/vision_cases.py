@@ -13,7 +13,7 @@ import numpy as np
 from paddock.graph import Array
 from paddock.models import registry
 from paddock.models.images import ImageForm
-from paddock.runtime.images.prepared import PlacedImage, PreparedImage, prepare
+from paddock.runtime.images.prepared import PlacedImage, PreparedImage, packed, prepare
 
 Config = dict[str, Any]
 SEEDS = (1, 2, 3)
@@ -135,10 +135,74 @@ def _idefics3(random: np.random.Generator, seed: int) -> Config:
     }
 
 
+def _qwen2_vl(random: np.random.Generator, seed: int) -> Config:
+    kv_heads = int(random.integers(1, 3))
+    heads = kv_heads * int(random.integers(1, 4))
+    sections = [int(n) for n in random.integers(1, 4, 3)]
+    hidden = heads * 2 * sum(sections)
+    text: Config = {
+        "vocab_size": 12 * int(random.integers(4, 8)),
+        "hidden_size": hidden,
+        "intermediate_size": 12 * int(random.integers(1, 4)),
+        "num_hidden_layers": int(random.integers(1, 4)),
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "max_position_embeddings": CONTEXT,
+        "rms_norm_eps": float(random.choice([1e-6, 0.05])),
+        "rope_theta": float(random.choice([1e2, 1e4])),
+        "rope_scaling": {"type": "mrope", "mrope_section": sections},
+        "use_sliding_window": bool(seed == 3),
+        "sliding_window": int(random.integers(5, 20)),
+        "max_window_layers": 0,
+    }
+    tower_heads = int(random.integers(1, 4))
+    tower: Config = {
+        "depth": int(random.integers(2, 5)),
+        "embed_dim": tower_heads * 4 * int(random.integers(1, 4)),
+        "hidden_size": hidden,
+        "hidden_act": str(random.choice(["quick_gelu", "gelu"])),
+        "mlp_ratio": int(random.integers(1, 4)),
+        "num_heads": tower_heads,
+        "patch_size": int(random.integers(2, 5)),
+        "spatial_merge_size": int(random.integers(1, 4)),
+        "temporal_patch_size": int(random.integers(1, 3)),
+    }
+    return {
+        "model_type": "qwen2_vl",
+        "architectures": ["Qwen2VLForConditionalGeneration"],
+        "text_config": text,
+        "vision_config": tower,
+        "image_token_id": int(random.integers(4, text["vocab_size"])),
+        "video_token_id": 1,
+        "tie_word_embeddings": bool(random.integers(0, 2)),
+    }
+
+
+def _qwen2_5_vl(random: np.random.Generator, seed: int) -> Config:
+    drawn = _qwen2_vl(random, seed)
+    tower = drawn["vision_config"]
+    side = tower["patch_size"] * tower["spatial_merge_size"]
+    del tower["mlp_ratio"]
+    tower |= {
+        "hidden_size": tower.pop("embed_dim"),
+        "out_hidden_size": drawn["text_config"]["hidden_size"],
+        "hidden_act": "silu",
+        "intermediate_size": int(random.integers(5, 30)),
+        "window_size": side * int(random.integers(1, 4)) + int(random.integers(0, side)),
+        "fullatt_block_indexes": [int(random.integers(0, tower["depth"]))],
+    }
+    return drawn | {
+        "model_type": "qwen2_5_vl",
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+    }
+
+
 DRAW: dict[str, Callable[[np.random.Generator, int], Config]] = {
     "llava": _llava,
     "gemma3": _gemma3,
     "idefics3": _idefics3,
+    "qwen2_vl": _qwen2_vl,
+    "qwen2_5_vl": _qwen2_5_vl,
 }
 NAMES = tuple(f"{family}/{seed}" for family in DRAW for seed in SEEDS)
 
@@ -165,7 +229,7 @@ class VisionCase:
         """Of no image, one and two; the last begins with the first image of the one before."""
         random = self.random("prompts")
         first, second, third = (self.pixels(random) for _ in range(3))
-        apart = int(self.form.whole)
+        apart = int(self.form.whole or self.form.grid)
         return [
             self.prompt(random, pixels, lengths)
             for pixels, lengths in (
@@ -192,9 +256,14 @@ class VisionCase:
         return Prompt(np.array(ids, np.int64), pixels, placed)
 
     def pixels(self, random: np.random.RandomState) -> Array:
-        side = self.form.side
-        assert side is not None
-        return random.standard_normal((self.form.channels, side, side)).astype(np.float32)
+        form = self.form
+        if form.side is None:
+            height, width = (
+                form.patch_size * form.window * int(random.randint(1, 5)) for _ in "ab"
+            )
+        else:
+            height = width = form.side
+        return random.standard_normal((form.channels, height, width)).astype(np.float32)
 
     def value(self, name: str, shape: tuple[int, ...]) -> Array:
         """A weight: large enough for attention to be sharp, so that what is wrong shows."""
@@ -223,13 +292,4 @@ class Prompt:
 
 def image_inputs(images: list[PreparedImage], rows: list[Array], size: int) -> dict[str, Array]:
     """A step's arrays of images; `rows` are of each of its sequences' new tokens."""
-    patches = [np.zeros((0, size), np.float32), *(image.patches for image in images)]
-    counts = [len(image.patches) for image in images] or [0]
-    return {
-        "image_patches": np.concatenate(patches),
-        "image_positions": np.concatenate(
-            [np.zeros(0, np.int64), *(image.positions for image in images)]
-        ),
-        "image_starts": np.cumsum([0, *counts]).astype(np.int32),
-        "image_rows": np.concatenate(rows).astype(np.int64),
-    }
+    return {"image_rows": np.concatenate(rows).astype(np.int64), **packed(images, size)}

@@ -9,6 +9,7 @@ import json
 import struct
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -20,6 +21,7 @@ from PIL import Image
 
 from paddock.models.images import ImageForm
 from paddock.runtime.errors import RequestError
+from paddock.runtime.images.grid_positions import GridPositions
 from paddock.runtime.images.image_file import ImageLimits, decode
 from paddock.runtime.images.image_processor import read_image_processor
 from paddock.runtime.images.image_source import ImageSource
@@ -120,6 +122,71 @@ def test_tiles_are_those_of_transformers(
     np.testing.assert_allclose(np.stack(found.pixels), expected["pixel_values"][0], atol=1e-6)
 
 
+@pytest.mark.parametrize("bounds", ["edges", "pixels", "both"])
+@pytest.mark.parametrize("size", [(57, 40), (31, 80), (300, 11), (5, 3), (64, 64), (380, 2)])
+def test_windows_are_those_of_transformers(
+    size: tuple[int, int], bounds: str, tmp_path: Path
+) -> None:
+    """Images of any size: how they are resized, and the order of their patches."""
+    if not importlib.util.find_spec("transformers"):
+        pytest.skip("transformers is not installed (`make parity` installs it)")
+    import torch
+    import transformers
+    from transformers.vision_utils import get_vision_window_index
+
+    settings: dict[str, Any] = {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "patch_size": 3,
+        "merge_size": 2,
+        "temporal_patch_size": 2,
+    }
+    if bounds != "edges":
+        settings |= {"min_pixels": 300, "max_pixels": 2000}
+    if bounds != "pixels":
+        settings["size"] = {"shortest_edge": 100, "longest_edge": 4000}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    image = picture(*size)
+    theirs = transformers.Qwen2VLImageProcessorPil.from_pretrained(tmp_path)
+    expected = theirs(image, return_tensors="np")
+    grid = expected["image_grid_thw"]
+
+    (pixels,) = read_image_processor(tmp_path).tiles(image).pixels
+    form = ImageForm(token_id=1, patch_size=3, window=2, frames=2, grid=True)
+    found = prepare(pixels, form)
+    np.testing.assert_allclose(found.patches, expected["pixel_values"], atol=1e-6)
+    assert [1, *(2 * n for n in found.grid)] == grid[0].tolist()
+    assert (found.columns, found.areas) == (grid[0, 2], (len(found.patches),))
+
+    areas = prepare(pixels, replace(form, area=3))
+    order, starts = get_vision_window_index(torch.tensor(grid), 2, 18, 3)
+    windows = expected["pixel_values"].reshape(len(order), -1)
+    np.testing.assert_allclose(areas.patches.reshape(windows.shape), windows[order], atol=1e-6)
+    assert list(areas.areas) == np.diff(starts).tolist()
+    np.testing.assert_array_equal(order[areas.rows], np.arange(len(order)))
+
+
+def test_an_image_of_a_sliver_is_refused(tmp_path: Path) -> None:
+    settings = {"image_processor_type": "Qwen2VLImageProcessor"}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(RequestError, match=r"has 402 x 2 pixels; a side may have 200 times"):
+        read_image_processor(tmp_path).tiles(picture(402, 2))
+
+
+def test_places_behind_an_image_go_on_from_its_longer_side() -> None:
+    form = ImageForm(token_id=1, patch_size=1, grid=True)
+    image = PlacedImage(prepare(np.zeros((3, 2, 4), np.float32), form), 3)
+    found = GridPositions.of(12, [image])
+    assert found.between(0, 14).T.tolist() == [
+        *([n, n, n] for n in range(3)),
+        *([3, 3 + row, 3 + column] for row in range(2) for column in range(4)),
+        *([n, n, n] for n in range(7, 10)),
+    ]
+    np.testing.assert_array_equal(found.between(5, 13), found.between(0, 14)[:, 5:13])
+    assert found.between(20, 21).tolist() == [[16]] * 3
+    flat = replace(image, image=prepare(np.zeros((3, 1, 8), np.float32), form))
+    assert flat.image.digest != image.image.digest
+
+
 def test_an_image_of_one_tile_is_not_cut(tmp_path: Path) -> None:
     settings = {
         "image_processor_type": "SmolVLMImageProcessor",
@@ -136,6 +203,11 @@ def test_an_image_of_one_tile_is_not_cut(tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"image_processor_type": "Idefics3ImageProcessor", "size": {"height": 9}}, "no longest"),
+        ({"image_processor_type": "Qwen2VLImageProcessor", "min_pixels": 2**22}, "least pixels"),
+        (
+            {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 1 << 20}},
+            "edge",
+        ),
         (None, "is not there"),
         ({"image_processor_type": "FuyuImageProcessor"}, "is not among those that are known"),
         ({"image_processor_type": "CLIPImageProcessor", "do_pad": True}, "do_pad is True"),

@@ -14,7 +14,7 @@ import pytest
 
 from paddock.engines import padded_step, reference
 from paddock.engines.padded_step import PaddedCall, PaddedPlanner
-from paddock.engines.protocol import StepInputs
+from paddock.engines.protocol import BuildError, StepInputs
 from paddock.engines.tensorrt import attention, encoders
 from paddock.engines.tensorrt.definition import Definition, compile_plan
 from paddock.engines.tensorrt.engine import prepare
@@ -28,11 +28,13 @@ from paddock.graph import ops as F
 from paddock.layers import trace
 from paddock.models import registry
 from tests.engines.tensorrt.networks import OPTIONS, SoiledDevice, defined, tolerance
+from tests.engines.tensorrt.zoo import REFUSED
 from tests.models.bound_checkpoint import BoundCheckpoint
 from tests.models.bound_folder import bound
 from tests.models.play import Plan, chunks, decode, relative_error, step_inputs, together, whole
 from tests.models.test_vision import lengths, made, play
-from tests.models.vision_cases import CONTEXT, NAMES, VisionCase
+from tests.models.vision_cases import CONTEXT, VisionCase
+from tests.models.vision_cases import NAMES as ALL
 
 pytestmark = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("torch", "transformers")),
@@ -55,6 +57,17 @@ def opened(
         flavour, prepare(trace(model, dtype=dtype, max_context=CONTEXT), asked)
     )
     return interpreted_session(plan, definition, weights, SoiledDevice(), None), definition
+
+
+NAMES = [n for n in ALL if VisionCase(n).config["architectures"][0] not in REFUSED]
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl/1", "qwen2_5_vl/1"])
+def test_a_step_with_places_is_refused(flavour: Flavour, name: str) -> None:
+    with pytest.raises(
+        BuildError, match=r"layers/step.py:\d+\): the engine tensorrt does not know"
+    ):
+        opened(flavour, name)
 
 
 def error(session: TensorRTSession, name: str, steps: Plan) -> float:

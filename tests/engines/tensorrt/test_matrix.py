@@ -15,7 +15,7 @@ from paddock.engines.tensorrt.targets import OLDEST
 from paddock.graph import DType, QuantFormat
 from paddock.models import registry
 from tests.engines.tensorrt.networks import FP8, defined
-from tests.engines.tensorrt.zoo import CLASSES, DrawnWeights, request_of
+from tests.engines.tensorrt.zoo import CLASSES, REFUSED, DrawnWeights, request_of
 
 FORMATS = {
     "whole": None,
@@ -28,7 +28,7 @@ TARGETS = ("sm75", "sm80", "sm89", "sm120")
 
 
 def test_no_class_is_left_out() -> None:
-    assert {*CLASSES} == registry.ARCHITECTURES.keys()
+    assert {*CLASSES, *REFUSED} == registry.ARCHITECTURES.keys()
 
 
 @pytest.mark.slow

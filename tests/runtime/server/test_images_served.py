@@ -47,21 +47,6 @@ def llm(saved: tuple[Path, Any], server_home: Path) -> Iterator[LLM]:
 
 
 @pytest.fixture(scope="module")
-def tiled(
-    tmp_path_factory: pytest.TempPathFactory, server_home: Path
-) -> Iterator[tuple[Path, Any, LLM]]:
-    """Of a model to which images are cut into tiles."""
-    from tests.models.saved_vision import save
-
-    folder = tmp_path_factory.mktemp("tiny-idefics3")
-    model = save("idefics3/1", folder)[1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PADDOCK_HOME", str(server_home))
-        with LLM(str(folder), *SETTINGS) as started:
-            yield folder, model, started
-
-
-@pytest.fixture(scope="module")
 def served(
     saved: tuple[Path, Any], environment: dict[str, str], server_home: Path, llm: LLM
 ) -> Iterator[Serving]:
@@ -102,6 +87,16 @@ def processor_of(folder: Path, model: Any) -> Any:
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
     template = json.loads((folder / "chat_template.json").read_text())["chat_template"]
     vision = model.config.vision_config
+    if model.config.model_type == "qwen2_5_vl":
+        # Its constructor asks for a processor of videos, which needs torchvision.
+        found = transformers.Qwen2_5_VLProcessor.__new__(transformers.Qwen2_5_VLProcessor)
+        found.image_processor = transformers.Qwen2VLImageProcessorPil.from_pretrained(folder)
+        found.tokenizer, found.chat_template, found.video_processor = tokenizer, template, None
+        for kind in ("image", "video"):
+            token = f"<|{kind}_pad|>"
+            setattr(found, f"{kind}_token", token)
+            setattr(found, f"{kind}_token_id", tokenizer.convert_tokens_to_ids(token))
+        return found
     if model.config.model_type == "idefics3":
         return transformers.Idefics3Processor(
             transformers.Idefics3ImageProcessorPil.from_pretrained(folder),
@@ -152,10 +147,17 @@ def test_answers_are_those_of_transformers(
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_images_in_tiles_are_answered_as_by_transformers(
-    tiled: tuple[Path, Any, LLM], tmp_path: Path
+@pytest.mark.parametrize("name", ["idefics3/1", "qwen2_5_vl/1"])
+def test_images_in_tiles_and_of_any_size_are_answered_as_by_transformers(
+    name: str, tmp_path: Path, server_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compare(*tiled, files(tmp_path))
+    from tests.models.saved_vision import save
+
+    monkeypatch.setenv("PADDOCK_HOME", str(server_home))
+    (folder := tmp_path / "checkpoint").mkdir()
+    model = save(name, folder)[1]
+    with LLM(str(folder), *SETTINGS) as llm:
+        compare(folder, model, llm, files(tmp_path))
 
 
 def compare(folder: Path, model: Any, llm: LLM, pictures: list[Path]) -> None:
