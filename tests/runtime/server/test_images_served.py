@@ -160,6 +160,23 @@ def test_images_in_tiles_and_of_any_size_are_answered_as_by_transformers(
         compare(folder, model, llm, files(tmp_path))
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("mesh", ["mesh=pp2", pytest.param("mesh=tp2", marks=pytest.mark.slow)])
+def test_ranks_answer_as_transformers(
+    saved: tuple[Path, Any],
+    server_home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mesh: str,
+) -> None:
+    """Images go to the ranks with the steps, and none is cut for a stage's share of one."""
+    pytest.importorskip("mpi4py", reason="needs an MPI: pip install 'paddock[mpi]'")
+    monkeypatch.setenv("PADDOCK_HOME", str(server_home))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
+    with LLM(str(saved[0]), *SETTINGS, mesh) as llm:
+        compare(*saved, llm, files(tmp_path))
+
+
 def compare(folder: Path, model: Any, llm: LLM, pictures: list[Path]) -> None:
     """Prompts and answers of one image, two and none."""
     assert llm.running.built.manifest["check"]["share"] <= 1
