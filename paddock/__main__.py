@@ -28,6 +28,7 @@ COMMANDS = {
     "chat": "talk with a model",
     "serve": "serve a recipe over HTTP: OpenAI's API, metrics, a page to chat",
     "embed": "vectors of texts, as JSON lines",
+    "transcribe": "write down what is said in sound files: text, subtitles, JSON",
     "classify": "labels of texts, scores of pairs, as JSON lines",
     "compare": "where a model leaves its reference: the first module, and the error's shape",
     "new-model": "the files of a new architecture that begins as another one",

@@ -14,7 +14,7 @@ from paddock.recipes import pipeline
 from paddock.recipes.any_checkpoint import recipe_for
 from paddock.recipes.compose import compose
 from paddock.recipes.progress import SILENT, Progress
-from paddock.runtime.audio.log_mel import checked_sound, log_mel, windows
+from paddock.runtime.audio.sound_file import SoundLimits, decode, read_sound
 from paddock.runtime.errors import QueueFull, RequestError
 from paddock.runtime.generate import generate
 from paddock.runtime.handle import RequestHandle
@@ -29,6 +29,11 @@ from paddock.runtime.outputs import (
 )
 from paddock.runtime.sampling.sampling_params import SamplingParams
 from paddock.runtime.scheduling.request import FinishReason
+from paddock.runtime.speech.listening import Asked, Listening
+from paddock.runtime.speech.sound_prompt import SoundPrompt
+from paddock.runtime.speech.speech_tokens import SpeechTask
+from paddock.runtime.speech.transcribe import transcribe
+from paddock.runtime.speech.transcript import Transcript
 from paddock.runtime.text.chat_template import Message
 
 if TYPE_CHECKING:
@@ -41,8 +46,9 @@ if TYPE_CHECKING:
     from paddock.runtime.stats import Stats
     from paddock.runtime.text.tokenizer import Tokenizer
 
-Prompt: TypeAlias = str | Sequence[int] | Sequence[Message] | ImagePrompt
-"""Text, token ids, or the messages of a chat (to which the chat template is applied)."""
+Prompt: TypeAlias = str | Sequence[int] | Sequence[Message] | ImagePrompt | SoundPrompt
+"""Text, token ids, the messages of a chat (to which the chat template is applied), or what
+`Tokenizer` and `Sight` made of these, or one window of sound."""
 Input: TypeAlias = str | tuple[str, str] | Sequence[int]
 """What is embedded or classified: a text, a pair of texts, or token ids."""
 Params: TypeAlias = SamplingParams | Sequence[SamplingParams] | None
@@ -325,31 +331,28 @@ class LLM:
 
     def transcribe(
         self,
-        sounds: Sequence[Array],
-        params: SamplingParams | None = None,
-    ) -> list[Completion]:
-        """The words in each sound, of a model that hears: 30 seconds of it at most.
+        sounds: Sequence[str | Path | bytes | Array],
+        *,
+        task: SpeechTask = "transcribe",
+        language: str | None = None,
+        prompt: str = "",
+        temperature: float = 0.0,
+    ) -> list[Transcript]:
+        """What is said in each sound, with times, of a model that hears; sounds of any length.
 
-        A sound is samples in [-1, 1], 16000 a second, as `read_wav` of
-        `paddock.runtime.audio.log_mel` reads them from a file. The recipe's
-        `answer_language` (`<|fr|>`) is the language spoken, English where it is left out. Raises
+        A sound is a file, its bytes (WAV, FLAC, OGG, MP3), or samples in [-1, 1], 16000 a second.
+        `language` (`fr`) is the one spoken, else the recipe's `answer_language`, else it is heard;
+        `task="translate"` writes English. `prompt` is text that came before, whose spelling is
+        taken up. `temperature` 0 also means more where the likeliest text is no good. Raises
         `RequestError`.
         """
-        heard = self._running.built.architecture.heard
-        if heard is None:
+        hearing = self._running.hearing
+        if hearing is None:
             raise RequestError(f"{self.recipe.name} hears nothing; choose a recipe that does")
-        bands, seconds = (heard[1] // 3 - 1) // 3, heard[0] * 2 / 100
-        settings = self.resolve(params)
-        handles: list[RequestHandle] = []
-        try:
-            for sound in sounds:
-                features = windows(log_mel(checked_sound(sound, seconds), bands, seconds))
-                handles.append(self._submit_when_room(features, settings))
-            return [_completion((), handle.result()) for handle in handles]
-        except BaseException:
-            for handle in handles:
-                handle.cancel()
-            raise
+        asked = Asked(task, language, prompt, temperature)
+        return transcribe(
+            self._loop, [Listening(hearing, _samples(sound), asked) for sound in sounds]
+        )
 
     def submit(self, prompt: Prompt, params: SamplingParams | None = None) -> RequestHandle:
         """Queue one prompt, waiting for room in the queue; the handle streams or waits.
@@ -359,7 +362,7 @@ class LLM:
         return self._submit_when_room(self._token_ids(prompt), self.resolve(params))
 
     def _submit_when_room(
-        self, prompt: str | Sequence[int] | Array | ImagePrompt, params: SamplingParams
+        self, prompt: str | Sequence[int] | ImagePrompt | SoundPrompt, params: SamplingParams
     ) -> RequestHandle:
         while True:
             departures = self._loop.departures
@@ -390,9 +393,9 @@ class LLM:
             raise RequestError(f"expected params for each of {count} prompts, found {len(params)}")
         return [self.resolve(each) for each in params]
 
-    def _token_ids(self, prompt: Prompt) -> str | Sequence[int] | ImagePrompt:
+    def _token_ids(self, prompt: Prompt) -> str | Sequence[int] | ImagePrompt | SoundPrompt:
         """What the loop takes: text and token ids as they are, a chat as token ids."""
-        if isinstance(prompt, str | ImagePrompt):
+        if isinstance(prompt, str | ImagePrompt | SoundPrompt):
             return prompt
         if _is_chat(prompt):
             return encode_chat(prompt, self.tokenizer, self._running.sight)
@@ -432,6 +435,13 @@ def _default_progress() -> Progress:
     return ProgressBars()
 
 
+def _samples(sound: str | Path | bytes | Array) -> Array:
+    """16000 a second. Raises `RequestError`."""
+    if isinstance(sound, str | Path):
+        return read_sound(sound)
+    return decode(sound, SoundLimits()) if isinstance(sound, bytes) else sound
+
+
 def _stream(handle: RequestHandle) -> Iterator[Increment]:
     with handle:
         yield from handle
@@ -439,7 +449,7 @@ def _stream(handle: RequestHandle) -> Iterator[Increment]:
 
 def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """One prompt as a list of one. Raises `RequestError` for what is neither."""
-    if isinstance(prompts, str | ImagePrompt):
+    if isinstance(prompts, str | ImagePrompt | SoundPrompt):
         return [prompts]
     if not isinstance(prompts, Sequence):
         raise RequestError(

@@ -33,6 +33,7 @@ NEVER = -100.0
 LEFT_FREE = 0.1
 """Of all memory, which is left to others whatever an engine could use."""
 LEFT_FREE_AT_LEAST = 256 << 20  # bytes
+GENERATION = "generation_config.json"
 CACHE_SHARE = 0.5
 """Of the memory that is left then, for the cache: other programs want more now and then, too."""
 
@@ -99,7 +100,7 @@ def sampling_defaults(recipe: Recipe, checkpoint: Path) -> dict[str, Any]:
 
     As transformers reads that file: no `do_sample` and nothing about sampling is greedy.
     """
-    found = _json_object(checkpoint / "generation_config.json")
+    found = json_object(checkpoint / GENERATION)
     taken: dict[str, Any] = {}
     for name in ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty"):
         if found.get(name) is not None:
@@ -146,8 +147,8 @@ def answer_begins(checkpoint: Path, language: int | None = None) -> list[int]:
     Older checkpoints say it in config.json. `language` is what the recipe forces first. Raises
     `ConfigError`.
     """
-    files = (checkpoint / "generation_config.json", checkpoint / "config.json")
-    said = [_json_object(file) for file in files]
+    files = (checkpoint / GENERATION, checkpoint / "config.json")
+    said = [json_object(file) for file in files]
 
     def token_id(name: str) -> int | None:
         found = next((config[name] for config in said if config.get(name) is not None), None)
@@ -330,7 +331,8 @@ def _beside(states_bytes: int) -> str:
     return f" beside {states_bytes / GIB:.3f} GiB of sequences' states" if states_bytes else ""
 
 
-def _json_object(file: Path) -> dict[str, Any]:
+def json_object(file: Path) -> dict[str, Any]:
+    """Its contents; none where there is no such file. Raises `ConfigError`."""
     if not file.exists():
         return {}
     try:

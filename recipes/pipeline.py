@@ -31,12 +31,14 @@ from paddock.recipes.build_cache import BuildCache, home
 from paddock.recipes.builder import Builder, Done, Estimate, rank_folder, timed
 from paddock.recipes.derive import (
     CACHE_SHARE,
+    GENERATION,
     ContextLength,
     answer_begins,
     choose_dtype,
     context_length,
     derive_limits,
     encoder_limits,
+    json_object,
     sampling_defaults,
 )
 from paddock.recipes.errors import RecipeError
@@ -54,6 +56,8 @@ from paddock.runtime.images.sight import Sight
 from paddock.runtime.loop import Loop
 from paddock.runtime.replicas import Replicas
 from paddock.runtime.sampling.grammar import GuidanceGrammars
+from paddock.runtime.speech.listening import Hearing
+from paddock.runtime.speech.speech_tokens import read_speech_tokens
 from paddock.runtime.text.chat_template import ChatTemplates
 from paddock.runtime.text.tokenizer import Tokenizer
 from paddock.weights import Binding, Checkpoint, Ignore, prove
@@ -105,6 +109,8 @@ class Running:
     """Seconds of each stage, those of the build included."""
     sight: Sight | None = None
     """Of a model that sees: what makes prompts of conversations with images."""
+    hearing: Hearing | None = None
+    """Of a model that hears, whose sounds `LLM.transcribe` and the server take."""
 
     @property
     def session(self) -> Session:
@@ -345,7 +351,42 @@ def start(
                 session.close()
             raise
     sight = sight_of(built.architecture, built.checkpoint, tokenizer)
-    return Running(recipe, built, tuple(sessions), tokenizer, serving, defaults, timings, sight)
+    hearing = None
+    if not isinstance(serving, Encoder):
+        hearing = _hearing_of(recipe, built, serving, tokenizer, defaults)
+    return Running(
+        recipe, built, tuple(sessions), tokenizer, serving, defaults, timings, sight, hearing
+    )
+
+
+def _hearing_of(
+    recipe: Recipe,
+    built: BuiltEngine,
+    loop: Loop,
+    tokenizer: Tokenizer,
+    defaults: Mapping[str, Any],
+) -> Hearing | None:
+    """What a model that hears is asked with. Raises `RecipeError` for a language it has not."""
+    heard = built.architecture.heard
+    if heard is None:
+        return None
+    folder = built.checkpoint.folder
+    tokens = read_speech_tokens(
+        json_object(folder / GENERATION), answer_begins(folder)[0], tokenizer
+    )
+    if tokens is None:
+        return None
+    places, size = heard
+    language = recipe.answer_language
+    return Hearing(
+        tokens,
+        tokenizer,
+        places=places,
+        bands=(size // 3 - 1) // 3,
+        context=loop.limits.max_context,
+        defaults=defaults,
+        language=None if language is None else tokens.language(language.strip("<|>")),
+    )
 
 
 def _open_replicas(

@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
 from paddock.engines.protocol import Session, SessionLost
-from paddock.graph.dtype import Array
 from paddock.models.images import ImageForm
 from paddock.runtime.errors import LoopClosed
 from paddock.runtime.handle import RequestHandle, tell_all
@@ -27,6 +26,7 @@ from paddock.runtime.scheduling.limits import Limits
 from paddock.runtime.scheduling.prefix_hash import PrefixHasher
 from paddock.runtime.scheduling.request import FinishReason, Request, State
 from paddock.runtime.scheduling.scheduler import Scheduler
+from paddock.runtime.speech.sound_prompt import SoundPrompt
 from paddock.runtime.stats import Stats, StepReport, TokenRate
 from paddock.runtime.steps.ahead_stepper import AheadStepper
 from paddock.runtime.steps.pipelined_stepper import PipelinedStepper
@@ -139,7 +139,7 @@ class EngineLoop:
 
     def submit(
         self,
-        prompt: str | Sequence[int] | Array | ImagePrompt,
+        prompt: str | Sequence[int] | ImagePrompt | SoundPrompt,
         params: SamplingParams | None = None,
         *,
         priority: int = 0,

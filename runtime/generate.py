@@ -10,8 +10,9 @@ from paddock.runtime.images.prepared import ImagePrompt
 from paddock.runtime.loop import Loop
 from paddock.runtime.outputs import RequestResult
 from paddock.runtime.sampling.sampling_params import SamplingParams
+from paddock.runtime.speech.sound_prompt import SoundPrompt
 
-Prompt = str | Sequence[int] | ImagePrompt
+Prompt = str | Sequence[int] | ImagePrompt | SoundPrompt
 
 
 def generate(

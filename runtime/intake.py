@@ -20,6 +20,7 @@ from paddock.runtime.sampling.sampling_params import SamplingParams
 from paddock.runtime.scheduling.limits import Limits
 from paddock.runtime.scheduling.prefix_hash import PrefixHasher
 from paddock.runtime.scheduling.request import Request, TokenIds
+from paddock.runtime.speech.sound_prompt import SoundPrompt
 from paddock.runtime.text.bad_words import bad_words_token_ids
 from paddock.runtime.text.text_stream import Decoder, TextStream
 
@@ -71,7 +72,7 @@ class Intake:
 
     def request(
         self,
-        prompt: str | Sequence[int] | Array | ImagePrompt,
+        prompt: str | Sequence[int] | ImagePrompt | SoundPrompt,
         params: SamplingParams,
         *,
         priority: int,
@@ -83,19 +84,21 @@ class Intake:
         arrival = self._clock()
         number = next(self._numbers)
         images: tuple[PlacedImage, ...] = ()
+        sound = prompt if isinstance(prompt, SoundPrompt) else None
         if isinstance(prompt, ImagePrompt):
             images, prompt = tuple(prompt.images), prompt.token_ids
         features = self._features(prompt)
-        if features is not None:
-            prompt = [0] * len(features)
+        if isinstance(prompt, SoundPrompt):
+            prompt = [0] * len(prompt.features)
         if isinstance(prompt, str):
             prompt = self._encode(prompt)
         source = None
         if self._answer_begins:
-            if params.prompt_logprobs is not None:
+            if params.prompt_logprobs is not None and (sound is None or sound.told is None):
                 raise RequestError("prompt_logprobs: an encoder gives its prompt no probabilities")
             self._check_source(len(prompt), heard=features is not None)
-            source, prompt = self._checked(prompt), self._answer_begins
+            begins = sound.begins if sound is not None and sound.begins else self._answer_begins
+            source, prompt = self._checked(prompt), begins
         max_tokens = self._max_tokens(len(prompt), params, 0 if source is None else len(source))
         token_ids = self._checked(prompt)
         self._check_images(token_ids, images, params)
@@ -119,12 +122,13 @@ class Intake:
             aging_s=self._limits.aging_s,
             root_digest=root,
             block_digests=self._hasher.blocks(root, token_ids, images),
-            samplers=self._samplers(token_ids.tolist(), params),
+            samplers=self._samplers(token_ids.tolist(), params, sound),
             streams=self._streams(token_ids, params),
             source_token_ids=source,
             source_features=features,
             images=images,
             grid_positions=self._grid_positions(len(token_ids), images),
+            told=None if sound is None else sound.told,
         )
 
     def _encode(self, prompt: str) -> list[int]:
@@ -200,18 +204,17 @@ class Intake:
                 " or lower the other"
             )
 
-    def _features(self, prompt: str | Sequence[int] | Array) -> Array | None:
+    def _features(self, prompt: str | Sequence[int] | SoundPrompt) -> Array | None:
         """The prompt, where it is what a model hears. Raises `RequestError` where it is not."""
         shape = self._heard
-        given = isinstance(prompt, np.ndarray) and prompt.ndim == 2
-        if shape is None and not given:
+        given = prompt.features if isinstance(prompt, SoundPrompt) else None
+        if shape is None and given is None:
             return None
-        found = np.asarray(prompt, np.float32) if given else None
-        if shape is None or found is None or found.shape != shape or not np.isfinite(found).all():
-            what = f"an array {list(np.shape(prompt))}" if given else "text or token ids"
-            expected = "text or token ids" if shape is None else f"finite features {list(shape)}"
+        if given is None or given.shape != shape or not np.isfinite(given).all():
+            what = "text or token ids" if given is None else f"a sound {list(given.shape)}"
+            expected = "text or token ids" if shape is None else f"a finite sound {list(shape)}"
             raise RequestError(f"the prompt is {what}, and this model takes {expected}")
-        return found
+        return given.astype(np.float32, copy=False)
 
     def _check_source(self, length: int, *, heard: bool) -> None:
         """That the encoder can read so many tokens, and a short answer fits beside them."""
@@ -250,13 +253,15 @@ class Intake:
             )
         return room if params.max_tokens is None else min(params.max_tokens, room)
 
-    def _samplers(self, token_ids: list[int], params: SamplingParams) -> list[SequenceSampler]:
+    def _samplers(
+        self, token_ids: list[int], params: SamplingParams, sound: SoundPrompt | None
+    ) -> list[SequenceSampler]:
         bad_words: list[list[int]] = []
         if params.bad_words:
             if self._tokenizer is None:
                 raise RequestError("bad_words: this engine loop has no tokenizer to read them with")
             bad_words = bad_words_token_ids(params.bad_words, self._tokenizer.encode)
-        constraint = self._constraint(params)
+        constraint = sound.constraint if sound is not None else self._constraint(params)
         eos = frozenset[int]() if params.ignore_eos else self.eos_token_ids
         return [
             SequenceSampler(

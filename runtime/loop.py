@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from paddock.graph.dtype import Array
 from paddock.runtime.engine_loop import Listener
 from paddock.runtime.handle import RequestHandle
 from paddock.runtime.images.prepared import ImagePrompt
 from paddock.runtime.sampling.sampling_params import SamplingParams
 from paddock.runtime.scheduling.limits import Limits
+from paddock.runtime.speech.sound_prompt import SoundPrompt
 from paddock.runtime.stats import Stats
 
 
@@ -21,7 +21,7 @@ class Loop(Protocol):
 
     def submit(
         self,
-        prompt: str | Sequence[int] | Array | ImagePrompt,
+        prompt: str | Sequence[int] | ImagePrompt | SoundPrompt,
         params: SamplingParams | None = None,
         *,
         priority: int = 0,

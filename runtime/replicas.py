@@ -11,7 +11,6 @@ from typing import Self
 
 import numpy as np
 
-from paddock.graph.dtype import Array
 from paddock.runtime.engine_loop import CLOSED, EngineLoop, Listener
 from paddock.runtime.errors import LoopClosed, QueueFull
 from paddock.runtime.handle import RequestHandle
@@ -22,6 +21,7 @@ from paddock.runtime.sampling.sampling_params import SamplingParams
 from paddock.runtime.scheduling.limits import Limits
 from paddock.runtime.scheduling.prefix_hash import PrefixHasher
 from paddock.runtime.scheduling.request import Request
+from paddock.runtime.speech.sound_prompt import SoundPrompt
 from paddock.runtime.stats import Stats, StepReport
 
 LOOK_S = 0.5
@@ -68,7 +68,7 @@ class Replicas:
 
     def submit(
         self,
-        prompt: str | Sequence[int] | Array | ImagePrompt,
+        prompt: str | Sequence[int] | ImagePrompt | SoundPrompt,
         params: SamplingParams | None = None,
         *,
         priority: int = 0,
@@ -198,12 +198,14 @@ class Replicas:
         self.close(drain=error is None)
 
     def _digests(
-        self, prompt: str | Sequence[int] | Array | ImagePrompt, cache_salt: str
+        self, prompt: str | Sequence[int] | ImagePrompt | SoundPrompt, cache_salt: str
     ) -> list[bytes]:
         """Of the prompt's full blocks; none of a prompt that the intake will refuse."""
         images: Sequence[PlacedImage] = ()
         if isinstance(prompt, ImagePrompt):
             images, prompt = prompt.images, prompt.token_ids
+        if isinstance(prompt, SoundPrompt):
+            return []
         try:
             token_ids = np.array(prompt, np.int64)
         except (ValueError, OverflowError):

@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
                         }
                     )
                 elif not options.quiet:
-                    chats = recipe.server.page and running.task == "generate"
+                    chats = recipe.server.page and served.chats
                     page = ", a page to chat at /" if chats else ""
                     remark(f"{served.name} at {url}/v1{page}; Ctrl-C ends it")
                 if not keys and not is_loopback(recipe.server.host):
@@ -103,6 +103,7 @@ def served_of(running: Running) -> ServedModel | ServedEncoder:
             sampling_defaults=running.sampling_defaults,
             settings=recipe.server,
             sight=running.sight,
+            hearing=running.hearing,
         )
     return ServedEncoder(
         names=names,

@@ -5,73 +5,52 @@ Section 2.2 of Radford et al. 2022, arxiv.org/abs/2212.04356, and the code publi
 
 from __future__ import annotations
 
-import wave
-from pathlib import Path
-
 import numpy as np
 
 from paddock.graph.dtype import Array
 from paddock.runtime.errors import RequestError
 
 SAMPLE_RATE = 16_000
+FRAMES_PER_SECOND = 100
 SECONDS = 30
 _FRAME, _HOP = 400, 160  # samples: 25 ms, every 10 ms
+_AT_ONCE = 3000  # frames whose spectra are in memory together
 
 
-def read_wav(file: str | Path) -> Array:
-    """Samples in [-1, 1] of a WAV file: 16 bits, 16000 a second; of several channels the mean.
-
-    Raises `RequestError`.
-    """
-    try:
-        with wave.open(str(file), "rb") as sound:
-            kind = (sound.getsampwidth(), sound.getframerate())
-            channels = sound.getnchannels()
-            data = sound.readframes(sound.getnframes())
-    except (OSError, EOFError, wave.Error) as error:
-        raise RequestError(f"{file}: cannot be read as WAV: {error}") from error
-    if kind != (2, SAMPLE_RATE):
-        raise RequestError(
-            f"{file}: expected 16 bits and {SAMPLE_RATE} samples a second, found {8 * kind[0]} and"
-            f" {kind[1]}; `ffmpeg -i {file} -ar {SAMPLE_RATE} -ac 1 -c:a pcm_s16le out.wav` makes"
-            " it"
-        )
-    samples = np.frombuffer(data, "<i2").reshape(-1, channels)
-    found: Array = (samples.mean(axis=1) / 32768).astype(np.float32)
-    return found
-
-
-def checked_sound(samples: Array, seconds: float = SECONDS) -> Array:
-    """The samples. Raises `RequestError` where they are none, or longer than what is heard."""
+def checked_sound(samples: Array) -> Array:
+    """The samples, where they are a sound. Raises `RequestError`."""
     found = np.asarray(samples)
     if found.ndim != 1 or found.dtype.kind != "f" or not len(found) or not np.isfinite(found).all():
         raise RequestError(
             f"a sound is one row of finite floats, {SAMPLE_RATE} a second, not {found.dtype}"
             f"{list(found.shape)}"
         )
-    if len(found) > seconds * SAMPLE_RATE:
-        raise RequestError(
-            f"the sound lasts {len(found) / SAMPLE_RATE:.1f} seconds, {seconds:g} at most are"
-            " heard; cut it where nobody speaks"
-        )
     return found
 
 
-def log_mel(samples: Array, bands: int = 80, seconds: float = SECONDS) -> Array:
-    """f32 [bands, seconds x 100] of samples in [-1, 1], 16000 a second.
+def log_mel(samples: Array, bands: int = 80, seconds: float | None = SECONDS) -> Array:
+    """f32 [bands, frames] of samples in [-1, 1], 16000 a second; a frame is 0.01 s.
 
-    What is longer is cut, what is shorter followed by silence. Values span 8 powers of ten below
-    the loudest, moved to about [-1, 1].
+    Of so many `seconds`: what is longer is cut, what is shorter followed by silence; None: of all,
+    which must be 0.02 s at least. Values span 8 powers of ten below the loudest, moved to about
+    [-1, 1].
     """
-    length = int(seconds * SAMPLE_RATE)
-    padded = np.zeros(length)
-    padded[: len(samples)] = samples[:length]
-    framed = np.pad(padded, _FRAME // 2, mode="reflect")
+    if seconds is not None:
+        length = int(seconds * SAMPLE_RATE)
+        padded = np.zeros(length)
+        padded[: len(samples)] = samples[:length]
+        samples = padded
+    framed = np.pad(samples, _FRAME // 2, mode="reflect")
     frames = np.lib.stride_tricks.sliding_window_view(framed, _FRAME)[::_HOP][:-1]
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(_FRAME) / _FRAME)
-    power = np.abs(np.fft.rfft(frames * window)) ** 2
-    logs = np.log10(np.maximum(power @ mel_filters(bands), 1e-10)).T
-    return ((np.maximum(logs, logs.max() - 8.0) + 4.0) / 4.0).astype(np.float32)
+    filters = mel_filters(bands)
+    logs = np.empty((bands, len(frames)), np.float32)
+    for begin in range(0, len(frames), _AT_ONCE):
+        some = slice(begin, begin + _AT_ONCE)
+        power = np.abs(np.fft.rfft(frames[some] * window)) ** 2
+        logs[:, some] = np.log10(np.maximum(power @ filters, 1e-10)).T
+    found: Array = (np.maximum(logs, logs.max() - np.float32(8)) + np.float32(4)) / np.float32(4)
+    return found
 
 
 def mel_filters(bands: int) -> Array:

@@ -16,8 +16,8 @@ class ConstraintError(RequestError):
 class Constraint(Protocol):
     """One sequence's place in a grammar."""
 
-    def allowed(self) -> Array:
-        """bool [V]: what may come next. Raises `ConstraintError`."""
+    def restrict(self, row: Array) -> None:
+        """Set the logits f32 [V] of what may not come next to -inf. Raises `ConstraintError`."""
 
     def accept(self, token_id: int) -> None:
         """The sequence goes on with `token_id`. Raises `ConstraintError`."""

@@ -98,8 +98,12 @@ class GuidanceConstraint:
         self._mask: Future[Array] | None = None
         self._finished = matcher.is_stopped()
 
-    def allowed(self) -> Array:
+    def restrict(self, row: Array) -> None:
         """See `Constraint`."""
+        np.putmask(row, ~self.allowed(), -np.inf)
+
+    def allowed(self) -> Array:
+        """bool [V]: what may come next. Raises `ConstraintError`."""
         if self._mask is None:
             self._mask = self._masks.submit(self._compute)
         return self._mask.result()

@@ -151,7 +151,7 @@ class SequenceSampler:
             row[self._end_ids] = -np.inf
         row[self._bad_words.banned()] = -np.inf
         if self._constraint is not None:
-            np.putmask(row, ~self._constraint.allowed(), -np.inf)
+            self._constraint.restrict(row)
 
     def chance(self) -> float:
         """The random number in [0, 1) of the next token: the same until `append`."""

@@ -60,6 +60,7 @@ class Request:
         source_features: Array | None = None,
         images: tuple[PlacedImage, ...] = (),
         grid_positions: GridPositions | None = None,
+        told: tuple[int, int] | None = None,
     ) -> None:
         """`number` is unique and grows; `arrival` and `deadline` are times of the loop's clock.
 
@@ -70,6 +71,7 @@ class Request:
         answers begin with. `source_features` [places, size] is what one hears instead; its ids
         are zeros then. `images` are those that tokens of the prompt stand for, in their order.
         `grid_positions`: where tokens are that are not at one number, as the model is told it.
+        `told`: the tokens (from, before) behind which `prompt_logprobs` looks, all but the last.
         """
         self.number = number
         self.request_id = request_id
@@ -78,6 +80,7 @@ class Request:
         self.source_features = source_features
         self.images = images
         self.grid_positions = grid_positions
+        self.told = told
         self.params = params
         self.priority = priority
         self.arrival = arrival
@@ -153,8 +156,11 @@ class Sequence:
 
         # Prompt log-probabilities are asked of the first sequence alone: they are all the same.
         wanted = request.params.prompt_logprobs is not None and index == 0
-        self.prompt_rows = self.prompt_length - 1 if wanted else 0
-        self.prompt_logprobs: list[SampledToken] = []  # of tokens 1, 2, ... of the prompt
+        first, before = request.told or (0, self.prompt_length - 1)
+        self.prompt_rows = before if wanted else 0
+        self.prompt_logprobs: list[SampledToken | None] = []  # of tokens 1, 2, ... of the prompt
+        if wanted:
+            self.prompt_logprobs += [None] * first
 
         self.token_times = array("d")
 

@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from paddock.graph.errors import PaddockError
 from paddock.runtime.server import (
+    audio_routes,
     chat,
     completions,
     encoder_routes,
@@ -36,6 +37,10 @@ from paddock.runtime.server.served_model import ServedModel
 from paddock.runtime.server.strict_body import StrictRoute
 
 logger = logging.getLogger(__name__)
+
+
+FORM_BYTES = 1 << 20
+"""Of a form with a sound, for all but the sound."""
 
 
 def create_app(
@@ -65,15 +70,16 @@ def create_app(
     else:
         metrics = Metrics(served.loop, served.name, served.block_size)
         served.loop.add_listener(metrics)
-        routers += [
-            chat.routes(served),
-            completions.routes(served),
-            responses.routes(served),
-            health.stats_routes(served),
-            _metrics_route(metrics.text),
-        ]
-        if settings.page:
-            routers.append(page.routes())
+        routers += [health.stats_routes(served), _metrics_route(metrics.text)]
+        if served.hearing is not None:
+            routers.append(audio_routes.routes(served, served.hearing))
+        else:
+            routers += [
+                chat.routes(served),
+                completions.routes(served),
+                responses.routes(served),
+                *([page.routes()] if settings.page else []),
+            ]
     for router in routers:
         app.include_router(router)
     _answer_errors(app)
@@ -83,6 +89,7 @@ def create_app(
     app.add_middleware(
         BodyLimit,
         max_bytes=int(settings.max_body_mib * 2**20),
+        max_audio_bytes=int(settings.max_audio_mib * 2**20) + FORM_BYTES,
         max_total=int(settings.max_bodies_mib * 2**20),
         seconds=settings.read_timeout_s,
     )

@@ -16,12 +16,16 @@ _AGAIN = {"Retry-After": "1"}
 
 
 class BodyLimit:
-    """Bodies count as long as their requests are answered: towards `max_bytes` each, and towards
-    `max_total` all together, beyond which a request is told to come again."""
+    """Bodies count as long as their requests are answered: towards `max_bytes` each
+    (`max_audio_bytes` of sounds), and towards `max_total` all together, beyond which a request is
+    told to come again."""
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int, max_total: int, seconds: float) -> None:
+    def __init__(
+        self, app: ASGIApp, *, max_bytes: int, max_audio_bytes: int, max_total: int, seconds: float
+    ) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._max_audio_bytes = max_audio_bytes
         self._max_total = max_total
         self._total = 0
         self._seconds = seconds
@@ -31,8 +35,12 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         length = Headers(scope=scope).get("content-length", "")
-        if length.isdecimal() and int(length) > self._max_bytes:
-            refusal = ApiError(413, self._message, code="body_too_large")
+        heard = scope["path"].startswith("/v1/audio/")
+        most = self._max_audio_bytes if heard else self._max_bytes
+        setting = "max_audio_mib" if heard else "max_body_mib"
+        too_large = f"the body is larger than {most} bytes (server.{setting})"
+        if length.isdecimal() and int(length) > most:
+            refusal = ApiError(413, too_large, code="body_too_large")
             await JSONResponse(refusal.body, 413)(scope, receive, send)
             return
         if length.isdecimal() and self._total + int(length) > self._max_total:
@@ -60,18 +68,14 @@ class BodyLimit:
             self._total += size
             if self._total > self._max_total:
                 raise HTTPException(429, self._full, headers=_AGAIN)
-            if read > self._max_bytes:
-                raise HTTPException(413, self._message)
+            if read > most:
+                raise HTTPException(413, too_large)
             return message
 
         try:
             await self._app(scope, counted, send)
         finally:
             self._total -= read
-
-    @property
-    def _message(self) -> str:
-        return f"the body is larger than {self._max_bytes} bytes (server.max_body_mib)"
 
     @property
     def _full(self) -> str:

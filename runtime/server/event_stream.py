@@ -119,7 +119,7 @@ class EventStream(Response):
 
     async def _while_connected(self, receive: Receive, send: Send) -> None:
         sending = asyncio.ensure_future(self._send_all(send))
-        leaving = asyncio.ensure_future(_disconnected(receive))
+        leaving = asyncio.ensure_future(disconnected(receive))
         try:
             while not sending.done() and not leaving.done() and not self._stuck():
                 # Looking now and then costs less than a timer for each piece.
@@ -237,7 +237,7 @@ def _without_error(increment: Increment) -> Increment:
 async def while_connected(request: Request, answer: Awaitable[Answer]) -> Answer:
     """Wait for an answer; it is cancelled, and `ClientGone` raised, when the client leaves."""
     working = asyncio.ensure_future(answer)
-    leaving = asyncio.ensure_future(_disconnected(request.receive))
+    leaving = asyncio.ensure_future(disconnected(request.receive))
     try:
         await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
@@ -251,6 +251,7 @@ async def while_connected(request: Request, answer: Awaitable[Answer]) -> Answer
                 await working
 
 
-async def _disconnected(receive: Receive) -> None:
+async def disconnected(receive: Receive) -> None:
+    """Return when the client has left."""
     while (await receive())["type"] != "http.disconnect":
         pass

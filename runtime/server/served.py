@@ -59,6 +59,11 @@ class Served:
         return self.names[0]
 
     @property
+    def chats(self) -> bool:
+        """Whether it answers conversations."""
+        return False
+
+    @property
     def watched(self) -> Watched:
         """The loop whose steps mean that the server lives."""
         raise NotImplementedError
@@ -87,12 +92,14 @@ class Served:
         if self.draining:
             raise unavailable("the server is shutting down")
 
-    async def prepare(self, work: Callable[[], Result]) -> Result:
+    async def prepare(self, work: Callable[[], Result], *, begun: bool = False) -> Result:
         """Run what takes its time (tokenizing, templates, grammars) beside the event loop.
 
-        Raises what `work` raises, and `QueueFull` where too many wait for that already.
+        `begun`: of a request that has begun, and goes on while the server shuts down. Raises what
+        `work` raises, and `QueueFull` where too many wait for that already.
         """
-        self.check_open()
+        if not begun:
+            self.check_open()
         if self._preparing >= MAX_PREPARING:
             raise QueueFull(
                 f"{self._preparing} requests are being read; try again later", retry_after_s=1.0
@@ -118,6 +125,11 @@ class ServedEncoder(Served):
     """A model that gives vectors, labels or scores."""
 
     encoder: Encoder
+
+    @property
+    def chats(self) -> bool:
+        """Whether it answers conversations."""
+        return False
 
     @property
     def watched(self) -> Watched:

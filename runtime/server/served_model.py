@@ -16,13 +16,15 @@ from paddock.runtime.sampling.sampling_params import SamplingParams
 from paddock.runtime.server.formats import reasoning, tool_formats
 from paddock.runtime.server.served import Served, Watched
 from paddock.runtime.server.token_texts import TokenTexts
+from paddock.runtime.speech.listening import Hearing
+from paddock.runtime.speech.sound_prompt import SoundPrompt
 
 
 @dataclass(frozen=True)
 class Ask:
     """What one prompt asks of the loop: the arguments of `Loop.submit`."""
 
-    prompt: Sequence[int] | ImagePrompt
+    prompt: Sequence[int] | ImagePrompt | SoundPrompt
     params: SamplingParams
     priority: int
     deadline_s: float | None
@@ -36,7 +38,13 @@ class ServedModel(Served):
     block_size: int
     """Tokens of a cache block."""
     sampling_defaults: Mapping[str, Any]
+    hearing: Hearing | None = None
+    """Of a model that hears, which is asked for nothing else."""
     _handles: WeakSet[RequestHandle] = field(default_factory=WeakSet)
+
+    @property
+    def chats(self) -> bool:
+        return self.hearing is None
 
     @property
     def watched(self) -> Watched:
@@ -65,14 +73,16 @@ class ServedModel(Served):
         bounds = [s for s in (asked, self.settings.request_timeout_s) if s is not None]
         return min(bounds, default=None)
 
-    async def submit(self, ask: Callable[[], Sequence[Ask]]) -> list[RequestHandle]:
+    async def submit(
+        self, ask: Callable[[], Sequence[Ask]], *, begun: bool = False
+    ) -> list[RequestHandle]:
         """Queue all that `ask`, run beside the event loop, comes to; all of it or nothing.
 
-        Raises what `ask` and `Loop.submit` raise.
+        `begun`: see `prepare`. Raises what `ask` and `Loop.submit` raise.
         """
         work = _Submission(self.loop, ask)
         try:
-            handles = await self.prepare(work.run)
+            handles = await self.prepare(work.run, begun=begun)
             self._handles.update(handles)
             return handles
         except BaseException:  # a client that left while this was tokenized

@@ -84,6 +84,12 @@ class ServerSettings(BaseModel):
     image_hosts: Names = ()
     """Hosts from which images may be fetched over http and https, `*` for any. None: images come
     in data: URLs. Whoever may name any host can reach what only this machine reaches."""
+    max_audio_mib: Seconds = 25.0
+    """MiB of one sound as sent, of a model that hears; it is not bound by `max_body_mib`."""
+    max_audio_s: Seconds = 3600.0
+    """Seconds of one sound; each takes 64 KiB, and half of it while it is written down."""
+    max_audios_s: Seconds = 4 * 3600.0
+    """Seconds of all sounds that are being written down; then 429."""
     request_timeout_s: Seconds | None = None
     """A request ends as it is after this time; it may ask for less with `deadline_s`."""
     read_timeout_s: Seconds = 60.0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-import wave
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,9 @@ import pytest
 
 from paddock import LLM, SamplingParams
 from paddock.recipes.derive import answer_begins
-from paddock.runtime.audio.log_mel import SAMPLE_RATE, log_mel, read_wav
+from paddock.runtime.audio.log_mel import SAMPLE_RATE, log_mel, windows
 from paddock.runtime.errors import RequestError
+from paddock.runtime.speech.sound_prompt import SoundPrompt
 from tests.models.encoder_decoder_cases import EncoderDecoderCase
 
 pytestmark = pytest.mark.skipif(
@@ -64,14 +64,14 @@ def test_what_is_heard_is_written_as_by_transformers(saved: tuple[Path, Any]) ->
         0.1 * random.standard_normal(int(seconds * SAMPLE_RATE)) for seconds in (0.6, 0.01, 0.3)
     ]
     with LLM(str(folder), "dtype=f32", "engine.cache_dtype=f32") as llm:
-        completions = llm.transcribe(
-            sounds, SamplingParams(max_tokens=9, temperature=0.0, ignore_eos=True, logprobs=1)
+        completions = llm.generate(
+            [
+                SoundPrompt(windows(log_mel(sound, model.config.num_mel_bins, 0.6)))
+                for sound in sounds
+            ],
+            SamplingParams(max_tokens=9, temperature=0.0, ignore_eos=True, logprobs=1),
         )
         assert llm.running.built.manifest["check"]["share"] <= 1
-        with pytest.raises(RequestError, match=r"text or token ids, and this model takes finite"):
-            llm.generate("The file")
-        with pytest.raises(RequestError, match=r"lasts 0.7 seconds, 0.6 at most are heard"):
-            llm.transcribe([np.zeros(int(0.7 * SAMPLE_RATE))])
     bands = model.config.num_mel_bins
     firsts: list[float] = []
     for sound, completion in zip(sounds, completions, strict=True):
@@ -110,22 +110,3 @@ def test_answers_begin_with_language_and_task(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     assert answer_begins(tmp_path) == [50258, 50259, 50359, 50363]
     assert answer_begins(tmp_path, 50265) == [50258, 50265, 50359, 50363]
-
-
-def test_a_file_is_read(tmp_path: Path) -> None:
-    def write(rate: int, channels: int) -> Path:
-        file = tmp_path / f"{rate}-{channels}.wav"
-        with wave.open(str(file), "wb") as sound:
-            sound.setnchannels(channels)
-            sound.setsampwidth(2)
-            sound.setframerate(rate)
-            sound.writeframes(np.array([16384, -16384] * 4, "<i2").tobytes())
-        return file
-
-    np.testing.assert_array_equal(read_wav(write(16000, 1)), [0.5, -0.5] * 4)
-    np.testing.assert_array_equal(read_wav(write(16000, 2)), [0.0] * 4)
-    with pytest.raises(RequestError, match=r"found 16 bits and 8000; `ffmpeg -i|found 16 and"):
-        read_wav(write(8000, 1))
-    (tmp_path / "no.wav").write_bytes(b"RIFF")
-    with pytest.raises(RequestError, match="cannot be read as WAV"):
-        read_wav(tmp_path / "no.wav")

@@ -112,7 +112,7 @@ class Broken:
 
     finished = False
 
-    def allowed(self) -> np.ndarray:
+    def restrict(self, row: np.ndarray) -> None:
         raise ConstraintError("it fails")
 
     def accept(self, token_id: int) -> None:

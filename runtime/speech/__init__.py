@@ -1,0 +1,1 @@
+"""Speech to text: long sounds in windows, with times."""
