@@ -23,7 +23,7 @@ PAGES = sorted(
     + [path for path in (ROOT / "benchmarks" / "README.md", ROOT / "CHANGELOG.md") if path.exists()]
 )
 # Commands that download. What can be looked at without a network is looked at.
-DOWNLOADS = ("qwen3-0.6b", "minilm", "HuggingFaceTB/", "facebook/cwm")
+DOWNLOADS = ("qwen3-0.6b", "minilm", "whisper-", "HuggingFaceTB/", "facebook/cwm")
 
 
 @dataclass(frozen=True)

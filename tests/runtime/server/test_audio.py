@@ -19,6 +19,7 @@ import pytest
 import soundfile
 
 from paddock import LLM
+from paddock.__main__ import main
 from paddock.runtime.audio.sound_file import SoundLimits, decode
 from tests.models.saved_whisper import save, sound
 from tests.runtime.server.serving import Serving
@@ -258,7 +259,7 @@ def test_the_document_says_what_is_taken(
         [
             *(sys.executable, "-m", "schemathesis.cli", "--config-file", "schemathesis.toml"),
             *("run", f"{served.url}/openapi.json", "--include-path-regex", "^/v1/audio/"),
-            *("--max-examples", "25", "--generation-deterministic", "--no-shrink"),
+            *("--max-examples", "10", "--generation-deterministic", "--no-shrink"),
             *("--phases", "examples,coverage,fuzzing", "--continue-on-failure", "--no-color"),
         ],
         env=environment,
@@ -276,41 +277,40 @@ def test_the_document_says_what_is_taken(
 
 
 def test_files_are_written_down_on_the_command_line(
-    folder: Path, environment: dict[str, str], offline: LLM, tmp_path: Path
+    folder: Path,
+    offline: LLM,
+    server_home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setenv("PADDOCK_HOME", str(server_home))
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "a.wav").write_bytes(wav(1.0))
     (tmp_path / "b.flac").write_bytes(wav(0.7, seed=2, form="FLAC"))
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "paddock", "transcribe", *arguments],
-            env=environment,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-
     files = ("--file", "a.wav", "--file", "b.flac", "--language", "de")
-    done = run(str(folder), *SETTINGS, *files, "--format", "json")
-    assert done.returncode == 0, done.stderr
-    found = [json.loads(line) for line in done.stdout.splitlines()]
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        status = main(["transcribe", *arguments, "--quiet"])
+        return status, *capsys.readouterr()
+
+    status, out, _ = run(str(folder), *SETTINGS, *files, "--format", "json")
+    assert status == 0
+    found = [json.loads(line) for line in out.splitlines()]
     expected = offline.transcribe([tmp_path / "a.wav", tmp_path / "b.flac"], language="de")
     assert [one["file"] for one in found] == ["a.wav", "b.flac"]
     assert [one["text"] for one in found] == [one.text for one in expected]
     assert found[0]["segments"][0]["end"] == expected[0].segments[0].end
-    done = run(str(folder), *SETTINGS, *files)
-    texts = [
-        f"==> {n}/2 {f} <==\n{t.text}\n"
-        for n, f, t in zip((1, 2), ("a.wav", "b.flac"), expected, strict=True)
-    ]
-    assert done.stdout == "".join(texts)
+    _, out, _ = run(str(folder), *SETTINGS, *files)
+    first, second = (one.text for one in expected)
+    assert out == f"==> 1/2 a.wav <==\n{first}\n==> 2/2 b.flac <==\n{second}\n"
     (tmp_path / "c.wav").write_bytes(b"none")
-    done = run(str(folder), "--file", "c.wav")
-    assert done.returncode == 1
-    assert "c.wav: the sound cannot be read" in done.stderr
-    done = run("demo", "--file", "a.wav")
-    assert (done.returncode, "demo hears nothing" in done.stderr) == (1, True)
+    status, _, error = run(str(folder), "--file", "c.wav")
+    assert status == 1
+    assert "c.wav: the sound cannot be read" in error
+    status, _, error = run("demo", "--file", "a.wav")
+    assert status == 1
+    assert "demo hears nothing" in error
 
 
 def test_recipes_say_the_language(folder: Path, server_home: Path) -> None:
