@@ -23,7 +23,9 @@ class PhimoeConfig(MixtralConfig):
     router_jitter_noise: float = Field(0.01, ge=0)
     lm_head_bias: bool = False
 
-    ignored: ClassVar[frozenset[str]] = frozenset({"input_jitter_noise", "output_router_logits"})
+    ignored: ClassVar[frozenset[str]] = frozenset(
+        {"expert_dropout", "input_jitter_noise", "output_router_logits"}
+    )
 
     def norm(self) -> Module:
         return LayerNorm(self.hidden_size, eps=self.rms_norm_eps)

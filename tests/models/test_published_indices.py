@@ -35,7 +35,7 @@ def tensors(repo: str) -> dict[str, TensorInfo]:
             one = name
             for number in numbers:
                 one = RANGE.sub(str(number), one, count=1)
-            found[one] = TensorInfo(one, "BF16", tuple(shape))
+            found[one] = TensorInfo(one, INDICES[repo].get("dtype", "BF16"), tuple(shape))
     return found
 
 
@@ -52,7 +52,8 @@ def test_every_name_of_the_index_has_its_slot(repo: str) -> None:
     copies = {"lm_head.weight"} if tied else set()  # the embedding once more, as Falcon 40B has it
     buffers = {name.rsplit(".", 1)[1] for name in left - copies}
     assert buffers <= {"bias", "masked_bias", "inv_freq"}
-    weights = 2 * sum(math.prod(t.shape) for n, t in stored.items() if n not in left)
+    each = 4 if INDICES[repo].get("dtype") == "F32" else 2
+    weights = each * sum(math.prod(t.shape) for n, t in stored.items() if n not in left)
     published = INDICES[repo]["bytes"]
     assert weights == published if not left else weights < published < 1.02 * weights
 
