@@ -61,13 +61,19 @@ class Case:
 Build = Callable[[Case], Tensor | tuple[Tensor, ...]]
 
 
-def compiled(build: Build, precision: str = "f32", **properties: Any) -> tuple[Any, Case, Graph]:
-    """The graph that `build` traces, compiled, with what it is to be fed."""
+def traced(build: Build) -> tuple[Graph, Case]:
+    """The graph that `build` makes, with what it is to be fed."""
     case = Case()
     with use_graph(Graph(case.dtype)) as graph:
         made = build(case)
     graph.outputs = made if isinstance(made, tuple) else (made,)
     graph.verify()
+    return graph, case
+
+
+def compiled(build: Build, precision: str = "f32", **properties: Any) -> tuple[Any, Case, Graph]:
+    """The same graph, compiled."""
+    graph, case = traced(build)
     case.weights = Weights(Held(case.held))
     model = ov.Core().compile_model(
         lower(graph, case.weights),

@@ -11,7 +11,7 @@ import pytest
 from paddock.engines.openvino.lowering import TABLE
 from paddock.graph import Array, DType, Tensor
 from paddock.graph import ops as F
-from tests.engines.lowered import Build, Case, compiled, error, layer_types
+from tests.engines.lowered import Build, Case, compiled, error, layer_types, traced
 
 EXACT = 2e-6  # f32 in another order
 FREQUENCIES = tuple(float(f) for f in 10_000.0 ** -(np.arange(16) / 16))
@@ -196,7 +196,7 @@ def test_lowering_computes_the_definition(name: str) -> None:
 
 def test_every_op_of_the_table_is_compared() -> None:
     """Sources and dequantize are operands above; attentions and states have their own files."""
-    compared = {type(n.op) for build in CASES.values() for n in compiled(build)[2].nodes}
+    compared = {type(n.op) for build in CASES.values() for n in traced(build)[0].nodes}
     elsewhere = {
         F.Attention,
         F.SinkAttention,
