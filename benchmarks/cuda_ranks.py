@@ -14,12 +14,13 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from paddock.engines import cuda
+from paddock.engines.cuda.nccl import Place
+from paddock.engines.protocol import StepInputs
 from paddock.graph import Array, DType, Mesh
 from paddock.layers import trace
 from paddock.models import registry
@@ -82,10 +83,10 @@ def reduce(meeting: Meeting, folder: str) -> dict[str, Any]:
     """Sums inside a captured graph, right to the last bit, and microseconds by size."""
     from paddock.engines.cuda.gpu import GPU
 
-    gpu = GPU()
+    gpu = GPU(own=True)
     if meeting.ranks == 1:
         return {"gpu": gpu.name}
-    gpu.join(meeting.ranks, meeting)
+    gpu.join(Place(shares=True, ranks=meeting.ranks), meeting)
     cp, told = gpu.cupy, {}
     for size in SIZES:
         x, y = (gpu.zeros((size,), DType.BF16.numpy) for _ in range(2))
@@ -176,18 +177,18 @@ def opened(meeting: Meeting, config: Any, dtype: DType, weights: Any) -> tuple[A
     mesh = Mesh(tp=meeting.ranks, tp_rank=meeting.rank)
     model = registry.read(config).build()
     graph = trace(model, dtype=dtype, max_context=1024 if dtype is DType.F32 else 8192, mesh=mesh)
-    engine, gpu = cuda.build(graph, {}), GPU()
+    engine, gpu = cuda.build(graph, {}), GPU(own=True)
     source = weights(model, mesh) if dtype is DType.F32 else weights(engine.graph, gpu)
     communicator: Any = meeting if meeting.ranks > 1 else None
     return engine.open(source, {}, communicator, device=gpu), gpu
 
 
-def steps(tokens: list[list[int]], pasts: list[int], block: int) -> Any:
+def steps(tokens: list[list[int]], pasts: list[int], block: int) -> StepInputs:
     """Sequences with `tokens` new ones each, in blocks of their own."""
     counts = np.array([len(t) for t in tokens])
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
     blocks = [-(-(past + n) // block) for past, n in zip(pasts, counts.tolist(), strict=True)]
-    return SimpleNamespace(
+    return StepInputs(
         token_ids=np.concatenate([np.array(t, np.int64) for t in tokens]),
         positions=np.concatenate(
             [np.arange(p, p + n) for p, n in zip(pasts, counts.tolist(), strict=True)]

@@ -1,13 +1,14 @@
 """Mixed load on a real `paddock serve` for minutes: nothing is lost, mixed up, leaked or left.
 
-    python benchmarks/soak.py [--seconds 600] [--workers 16] [--json FILE]
+    python benchmarks/soak.py [--seconds 600] [--workers 16] [--json FILE] [OVERRIDE ...]
 
 Needs the `openai` client. Long and short requests, streams and whole answers, several
 continuations, shared prefixes, structured output, clients that leave at any moment, malformed and
 oversized bodies, and readers that are slow come together, with a small cache and queue, so that
 requests are preempted and refused too. Every answer is compared with what the same model said
-offline beforehand. At the end nothing may run, wait or hold a block, and the process's memory has
-to be flat: its median in the last quarter is compared with that of the second.
+offline beforehand, by the same engine: OVERRIDES like engine=cuda are for both. At the end nothing
+may run, wait or hold a block, and the process's memory, and what it has of a GPU, have to be flat:
+the median in the last quarter is compared with that of the second.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import argparse
 import asyncio
 import json
 import random
+import shutil
 import statistics
 import subprocess
 import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -58,10 +61,11 @@ class Case:
 class Tally:
     done: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
-    memory: list[tuple[float, int]] = field(default_factory=list)
+    memory: list[int] = field(default_factory=list)
+    gpu_memory: list[int] = field(default_factory=list)  # of the server alone; empty without a GPU
 
 
-def cases() -> list[Case]:
+def cases(overrides: list[str]) -> list[Case]:
     """Requests with the answers that the model gives to them offline."""
     asked: list[tuple[str, dict[str, Any]]] = []
     subjects = ["the ls command", "a package", "a symbolic link", "the kernel", "a shell", "a user"]
@@ -91,7 +95,7 @@ def cases() -> list[Case]:
         "additionalProperties": False,
     }
     found = []
-    with LLM("demo", "limits.max_sequences=4") as llm:
+    with LLM("demo", "limits.max_sequences=4", *overrides) as llm:
         for prompt, settings in asked:
             structured = settings.pop("structure", False)
             params = SamplingParams(
@@ -123,8 +127,10 @@ class Soak:
         await self._client.close()
 
     async def _watch(self, process: psutil.Process) -> None:
-        while True:
-            self.tally.memory.append((time.monotonic(), process.memory_info().rss))
+        for reading in count():
+            self.tally.memory.append(process.memory_info().rss)
+            if reading % 10 == 0:
+                self.tally.gpu_memory += await gpu_bytes(process.pid)
             await asyncio.sleep(0.5)
 
     async def _worker(self) -> None:
@@ -243,6 +249,26 @@ class Soak:
         ).encode()
 
 
+async def gpu_bytes(pid: int) -> list[int]:
+    """What one process has of the GPUs' memory, as the driver's tool says; empty if it does not."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    asked = ["--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+    pipe = asyncio.subprocess.PIPE
+    smi = await asyncio.create_subprocess_exec("nvidia-smi", *asked, stdout=pipe)
+    said, _ = await smi.communicate()
+    rows = [line.split(", ") for line in said.decode().splitlines()]
+    mib = [int(row[1]) for row in rows if row[0] == str(pid) and row[-1].isdigit()]
+    return [sum(mib) << 20] if mib else []
+
+
+def growth(readings: list[int]) -> tuple[float, float]:
+    """Medians of the second quarter and of the last, MiB."""
+    quarter = max(1, len(readings) // 4)
+    second = readings[quarter : 2 * quarter] or readings
+    return statistics.median(second) / 2**20, statistics.median(readings[-quarter:]) / 2**20
+
+
 def settled(url: str) -> dict[str, Any]:
     """`/stats` once nothing runs any more; as it stands after 30 s otherwise."""
     end = time.monotonic() + 30
@@ -255,11 +281,11 @@ def settled(url: str) -> dict[str, Any]:
         time.sleep(0.1)
 
 
-def soak(seconds: float, workers: int, seed: int) -> dict[str, Any]:
+def soak(seconds: float, workers: int, seed: int, overrides: list[str]) -> dict[str, Any]:
     """The report; its `problems` are empty where all is well."""
-    known = cases()
+    known = cases(overrides)
     command = [sys.executable, "-m", "paddock", "serve", "demo", "server.port=0", "--json"]
-    server = subprocess.Popen([*command, *OVERRIDES], stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen([*command, *OVERRIDES, *overrides], stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
         url = json.loads(server.stdout.readline())["url"]
@@ -275,14 +301,15 @@ def soak(seconds: float, workers: int, seed: int) -> dict[str, Any]:
         if server.stdout is not None:
             server.stdout.close()
     tally = running.tally
-    quarter = len(tally.memory) // 4
-    second = statistics.median(rss for _, rss in tally.memory[quarter : 2 * quarter])
-    last = statistics.median(rss for _, rss in tally.memory[-quarter:])
+    memory = {"process": growth(tally.memory)}
+    if tally.gpu_memory:
+        memory["GPU"] = growth(tally.gpu_memory)
     problems = list(tally.wrong[:20])
     if stats["running"] or stats["waiting"] or stats["queued_requests"] or stats["cache_use"]:
         problems.append(f"something is left: {stats}")
-    if last > second * GROWTH_ALLOWED:
-        problems.append(f"memory grew from {second / 2**20:.1f} to {last / 2**20:.1f} MiB")
+    for whose, (second, last) in memory.items():
+        if last > second * GROWTH_ALLOWED:
+            problems.append(f"memory of the {whose} grew from {second:.1f} to {last:.1f} MiB")
     if not healthy or status != 0:
         problems.append(f"health {healthy}, exit code {status}")
     return {
@@ -293,7 +320,10 @@ def soak(seconds: float, workers: int, seed: int) -> dict[str, Any]:
         "generated_tokens": stats["generated_tokens"],
         "requests_finished": stats["requests_finished"],
         "preemptions": stats["preemptions"],
-        "memory_mib": {"second quarter": second / 2**20, "last quarter": last / 2**20},
+        "memory_mib": {
+            whose: {"second quarter": second, "last quarter": last}
+            for whose, (second, last) in memory.items()
+        },
         "connections_left": connections,
         "problems": problems,
     }
@@ -305,8 +335,9 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="such as engine=cuda")
     options = parser.parse_args()
-    report = soak(options.seconds, options.workers, options.seed)
+    report = soak(options.seconds, options.workers, options.seed, options.overrides)
     text = json.dumps(report, indent=2)
     print(text)
     if options.json is not None:

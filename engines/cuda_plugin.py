@@ -6,6 +6,7 @@ The engines cuda and tensorrt share it: it needs addresses and a stream, whoseve
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,18 @@ def launch(op: Op, operands: Sequence[TensorType], addresses: Sequence[int], str
         return  # a step of no tokens
     kernel = _kernel(op.name, source, options(operands))
     grid = (*how.grid, 1, 1)[:3]
-    with cupy.cuda.ExternalStream(stream):
+    with cupy.cuda.Stream.from_external(_Stream(stream)):
         kernel(grid, (how.block, 1, 1), (*addresses, *how.scalars), shared_mem=how.shared)
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """A stream of another library's, as CuPy takes it from the 14th version on."""
+
+    address: int
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.address
 
 
 @cache

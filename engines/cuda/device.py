@@ -42,6 +42,10 @@ class Instruction:
     name: str = ""
     bucket: Bucket | None = None
     """The step's sizes; None where they do not matter."""
+    gives_e4m3: bool = False
+    """The result is kept as its readers, products in fp8, want it (`lowering.e4m3_in`)."""
+    takes_e4m3: bool = False
+    """The first operand is kept so."""
 
     @property
     def decodes(self) -> bool:

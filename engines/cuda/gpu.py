@@ -263,8 +263,9 @@ class GPU:
                     code=_source(source), options=options, backend="nvrtc"
                 )
             kernel = self._modules[module_key].get_function(name)
-            if source in ("attend", "attend_any", "experts", "few_rows", "one_row"):
-                kernel.max_dynamic_shared_size_bytes = 220 * 1024
+            if source in ("attend", "attend_any", "experts", "few_rows", "one_row", "streamed"):
+                most = 227 * 1024 - kernel.shared_size_bytes  # of Hopper, with what is static
+                kernel.max_dynamic_shared_size_bytes = min(220 * 1024, most)
             if name in CARVEOUT:
                 kernel.preferred_shared_memory_carveout = CARVEOUT[name]
             self._functions[key] = kernel.kernel.ptr

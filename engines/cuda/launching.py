@@ -42,9 +42,13 @@ def block_of(size: int) -> int:
     return max(32, min(1024, ceil(size / 8 / 32) * 32))
 
 
-def turns(size: int) -> int:
-    """How often a block of `block_of(size)` threads reads 8 elements to have a row."""
-    return ceil(size / 8 / 1024)
+def held_rows(size: int) -> tuple[int, int]:
+    """Threads of a block that holds a row of so many elements, and how often each reads 8 of them.
+
+    A thread has several reads on its way, where the row is long enough for that.
+    """
+    turns = max(1, min(4, size // 1024))
+    return max(32, ceil(size / 8 / turns / 32) * 32), turns
 
 
 def grid_of(gpu: GPU, elements: int) -> tuple[int]:

@@ -36,7 +36,7 @@ from paddock.engines.cuda.launching import (
     Sized,
     block_of,
     grid_of,
-    turns,
+    held_rows,
 )
 from paddock.engines.cuda.recurrent import (
     causal_conv,
@@ -44,6 +44,7 @@ from paddock.engines.cuda.recurrent import (
     real_gated_recurrence,
     selective_scan,
 )
+from paddock.engines.cuda.streamed import MOST_ROWS, emit_streamed, streams
 from paddock.engines.cuda_plugin import TYPE
 from paddock.engines.protocol import BuildError
 from paddock.graph import DType, Op
@@ -175,6 +176,9 @@ def _linear(gpu: GPU, i: Instruction) -> None:
     rows, inputs = x.shape
     outputs = weight.shape[0]
     eps = linear.norm_eps or 0.0
+    if streams(sized, gpu.capability):
+        emit_streamed(gpu, i, sized, norm, bias, residual)
+        return
     if rows == 1 and in_few_rows(sized) and _in_one_row(gpu, i, sized, norm, bias, residual):
         return
     if in_few_rows(sized):
@@ -233,28 +237,10 @@ def _linear(gpu: GPU, i: Instruction) -> None:
     )
     if shape.fp8:
         assert sized.weight is not None
-        if norm is not None:
-            gpu.launch(
-                gpu.function("quantize", "rms_norm_to_fp8", TYPE=TYPE[dtype], TURNS=turns(inputs)),
-                (rows,),
-                block_of(inputs),
-                x,
-                norm,
-                rooms[0],
-                rooms[1],
-                np.int32(inputs),
-                np.float32(eps),
-            )
+        if i.takes_e4m3:
+            rooms[:2] = e4m3_in(x)
         else:
-            gpu.launch(
-                gpu.function("quantize", "rows_to_fp8", TYPE=TYPE[dtype], TURNS=turns(inputs)),
-                (rows,),
-                block_of(inputs),
-                x,
-                rooms[0],
-                rooms[1],
-                np.int32(inputs),
-            )
+            _rounded(gpu, x, norm, eps, dtype, *rooms[:2])
         gpu.matmul(
             shape,
             rooms[0],
@@ -265,6 +251,9 @@ def _linear(gpu: GPU, i: Instruction) -> None:
             x_scales=rooms[1],
             weight_scales=sized.weight.scales,
         )
+        if i.gives_e4m3:
+            _gate_to_fp8(gpu, i, target, rooms[1], sized.weight.scales, bias, unscaled=unscaled)
+            return
         if unscaled:
             gpu.launch(
                 gpu.function("quantize", "apply_scales", TYPE=TYPE[dtype], TURNS=1),
@@ -291,6 +280,84 @@ def _linear(gpu: GPU, i: Instruction) -> None:
         gpu.matmul(shape, x, weight, target, bias=bias, residual=residual)
     if linear.gate is not None:
         _gate(gpu, target, y, dtype, linear.gate)
+
+
+def e4m3_in(x: Any) -> list[Any]:
+    """Where e4m3 [rows, columns] and their f32 scales [rows] lie in an array of two bytes each."""
+    flat = x.reshape(-1).view(np.uint8)
+    rows, columns = x.shape
+    values, scales = flat[: x.size], flat[x.size : x.size + 4 * rows]
+    return [values.reshape(rows, columns), scales.view(np.float32)]
+
+
+def gives_e4m3(sized: Sized) -> bool:
+    """Whether a product can round its gated result for the products in fp8 that read it."""
+    linear = sized.op
+    if not isinstance(linear, FusedLinear) or linear.gate is None:
+        return False
+    return linear.dtype is None and not linear.residual and _rounds(sized)
+
+
+def takes_e4m3(sized: Sized) -> bool:
+    """Whether a product can have its first operand rounded already."""
+    linear = sized.op
+    return isinstance(linear, FusedLinear) and linear.norm_eps is None and _rounds(sized)
+
+
+def _rounds(sized: Sized) -> bool:
+    """Whether the product is one of e4m3, on any GPU."""
+    fp8 = sized.weight is not None and sized.weight.kind == "f8"
+    return fp8 and sized.types[0].size(0) > max(FEW_ROWS["f8"], MOST_ROWS)
+
+
+def _rounded(
+    gpu: GPU, x: Any, norm: Any, eps: float, dtype: DType, values: Any, scales: Any
+) -> None:
+    """x, or norm(x), as e4m3 (as u8) with an f32 scale for each row."""
+    rows, columns = x.shape
+    threads, turns = held_rows(columns)
+    name = "rows_to_fp8" if norm is None else "rms_norm_to_fp8"
+    gpu.launch(
+        gpu.function("quantize", name, TYPE=TYPE[dtype], TURNS=turns),
+        (rows,),
+        threads,
+        *([x] if norm is None else [x, norm]),
+        values,
+        scales,
+        np.int32(columns),
+        *([] if norm is None else [np.float32(eps)]),
+    )
+
+
+def _gate_to_fp8(
+    gpu: GPU,
+    i: Instruction,
+    product: Any,
+    row_scales: Any,
+    column_scales: Any,
+    bias: Any,
+    *,
+    unscaled: bool,
+) -> None:
+    """A product that is gated and rounded; `unscaled`: scales and bias are still to be applied."""
+    linear = i.op
+    assert isinstance(linear, FusedLinear)
+    assert linear.gate is not None
+    (y,) = i.outputs
+    rows, columns = y.shape
+    threads, turns = held_rows(columns)
+    name = "scaled_gated_to_fp8" if unscaled else "gated_to_fp8"
+    gpu.launch(
+        gpu.function(
+            "quantize", name, TYPE=TYPE[i.types[0].dtype], TURNS=turns, GATE=NUMBER[linear.gate]
+        ),
+        (rows,),
+        threads,
+        product,
+        *([row_scales, column_scales, bias] if unscaled else []),
+        *e4m3_in(y),
+        np.int32(columns),
+    )
 
 
 def _in_one_row(
@@ -357,16 +424,7 @@ def dequantize(gpu: GPU, stored: StoredWeight, out: Any) -> None:
 
 def to_fp8(gpu: GPU, weight: Any, dtype: DType, values: Any, scales: Any) -> None:
     """A dense matrix to e4m3 (as u8) with an f32 scale for each row."""
-    rows, columns = weight.shape
-    gpu.launch(
-        gpu.function("quantize", "rows_to_fp8", TYPE=TYPE[dtype], TURNS=turns(columns)),
-        (rows,),
-        block_of(columns),
-        weight,
-        values,
-        scales,
-        np.int32(columns),
-    )
+    _rounded(gpu, weight, None, 0.0, dtype, values, scales)
 
 
 # --- the rest -------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any
 
@@ -10,8 +10,9 @@ import numpy as np
 
 from paddock.engines.cuda.buckets import Bucket
 from paddock.engines.cuda.device import Instruction, StoredWeight
+from paddock.engines.cuda.fused import FusedLinear
 from paddock.engines.cuda.launching import Sized
-from paddock.engines.cuda.lowering import scratch
+from paddock.engines.cuda.lowering import gives_e4m3, scratch, takes_e4m3
 from paddock.engines.cuda.memory_plan import Lifetime, plan
 from paddock.graph import Graph, Tensor
 from paddock.graph.ops import CacheBlocks, Dequantize, Fill, Input, Reshape, Source, StateSlots
@@ -52,6 +53,7 @@ class Program:
         """
         places, _ = self._plan(bucket, table)
         sizes = bucket.sizes(table)
+        rounded = rounded_once(self.graph, lambda node: self._sized(node, sizes, bucket))
         values: dict[Tensor, Any] = dict(self.constants)
         for node in self.inputs:
             assert isinstance(node.op, Input)
@@ -85,6 +87,8 @@ class Program:
                     [view(next(offsets), shape, dtype) for shape, dtype in rooms],
                     f"{node.path}: {node.op.name}",
                     bucket,
+                    gives_e4m3=node.outputs[0] in rounded,
+                    takes_e4m3=bool(node.inputs) and node.inputs[0] in rounded,
                 )
             )
         return instructions, values[self.graph.outputs[0]]
@@ -124,6 +128,24 @@ class Program:
         for node, offset in zip(owners, made.offsets, strict=True):
             places[node].append(offset)
         return places, made.nbytes
+
+
+def rounded_once(graph: Graph, sized: Callable[[Node], Sized]) -> set[Tensor]:
+    """Results that nothing but products in fp8 multiply: their makers round them, in place.
+
+    Rounding them where they are made spares the memory a round trip of what is the widest of a
+    layer. `sized` gives a node's sizes.
+    """
+    readers: dict[Tensor, list[bool]] = {tensor: [False] for tensor in graph.outputs}
+    for node in graph.nodes:
+        for place, tensor in enumerate(node.inputs):
+            takes = place == 0 and isinstance(node.op, FusedLinear) and takes_e4m3(sized(node))
+            readers.setdefault(tensor, []).append(takes)
+    return {
+        node.outputs[0]
+        for node in graph.find(FusedLinear)
+        if all(readers.get(node.outputs[0], [False])) and gives_e4m3(sized(node))
+    }
 
 
 def _shape(kind: TensorType, sizes: Mapping[Dim, int]) -> tuple[int, ...]:

@@ -106,11 +106,11 @@ __device__ __forceinline__ float block_max(float x, float* room) {
 // The nonlinearities of `paddock.graph.ops.ACTIVATIONS`, numbered in that order.
 __device__ __forceinline__ float activate(int kind, float x) {
   switch (kind) {
-    case 0: return x / (1.f + __expf(-x));
+    case 0: return __fdividef(x, 1.f + __expf(-x));
     case 1: return 0.5f * x * (1.f + erff(x * 0.70710678118654752f));
     case 2: return 0.5f * x * (1.f + tanhf(0.7978845608028654f * (x + 0.044715f * x * x * x)));
     case 3: return fmaxf(x, 0.f);
-    case 4: return 1.f / (1.f + __expf(-x));
+    case 4: return __fdividef(1.f, 1.f + __expf(-x));
     case 5: return tanhf(x);
     default: return fmaxf(x, 0.f) + log1pf(__expf(-fabsf(x)));
   }

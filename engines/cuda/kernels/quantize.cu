@@ -2,26 +2,36 @@
 
 //   -DTURNS=n   a row is held by its block of up to 1024 threads, 8 elements a thread and turn: rows are
 //               a multiple of 8, and no longer than 32768 elements in 4 turns
+//   -DGATE=n    the activation of the kernels with a gate, a number of `activate`
+
+struct alignas(16) Eight {
+  T x[8];
+};
+
+// The calling thread's elements of turn n begin here.
+__device__ __forceinline__ int place(int n) { return (n * blockDim.x + threadIdx.x) * 8; }
 
 // e4m3 of the row that the threads hold, and its scale: value = e4m3 x scale, scale = max / 448.
 __device__ __forceinline__ void store_fp8(
-    const float (*x)[8], u8* row, float* scale, int size, float* room) {
+    const Eight* held, u8* row, float* scale, int size, float* room) {
   float largest = 0.f;
 #pragma unroll
   for (int n = 0; n < TURNS; n++)
 #pragma unroll
-    for (int j = 0; j < 8; j++) largest = fmaxf(largest, fabsf(x[n][j]));
+    for (int j = 0; j < 8; j++) largest = fmaxf(largest, fabsf(wide(held[n].x[j])));
   largest = fmaxf(block_max(largest, room), 1e-12f);
   if (threadIdx.x == 0) *scale = largest / 448.f;
   const float up = 448.f / largest;
 #pragma unroll
   for (int n = 0; n < TURNS; n++) {
-    int at = (n * blockDim.x + threadIdx.x) * 8;
-    if (at >= size) break;
-    u8 out[8];
+    if (place(n) >= size) break;
+    unsigned short pairs[4];
 #pragma unroll
-    for (int j = 0; j < 8; j++) out[j] = __nv_fp8_e4m3(x[n][j] * up).__x;
-    *(uint2*)(row + at) = *(const uint2*)out;
+    for (int j = 0; j < 4; j++) {
+      const float2 two = {wide(held[n].x[2 * j]) * up, wide(held[n].x[2 * j + 1]) * up};
+      pairs[j] = __nv_cvt_float2_to_fp8x2(two, __NV_SATFINITE, __NV_E4M3);
+    }
+    *(uint2*)(row + place(n)) = make_uint2(pairs[0] | pairs[1] << 16, pairs[2] | pairs[3] << 16);
   }
 }
 
@@ -37,14 +47,20 @@ template <typename A> __device__ __forceinline__ void load8(const A* from, float
   }
 }
 
-__device__ __forceinline__ void load_row(const T* row, float (*x)[8], int size) {
+__device__ __forceinline__ void load_row(const T* row, Eight* held, int size) {
 #pragma unroll
   for (int n = 0; n < TURNS; n++) {
-    int at = (n * blockDim.x + threadIdx.x) * 8;
-#pragma unroll
-    for (int j = 0; j < 8; j++) x[n][j] = 0.f;
-    if (at < size) load8(row + at, x[n]);
+    held[n] = Eight{};
+    if (place(n) < size) held[n] = *(const Eight*)(row + place(n));
   }
+}
+
+// As T for good: else the compiler keeps what was widened in twice the registers.
+__device__ __forceinline__ void settle(Eight* held) {
+#pragma unroll
+  for (int n = 0; n < TURNS; n++)
+#pragma unroll
+    for (int w = 0; w < sizeof(Eight) / 4; w++) asm volatile("" : "+r"(((u32*)&held[n])[w]));
 }
 
 // One block a row.
@@ -53,7 +69,7 @@ extern "C" __global__ void __launch_bounds__(1024) rows_to_fp8(
   __shared__ float room[33];
   let_next_begin();
   wait_for_previous();
-  float held[TURNS][8];
+  Eight held[TURNS];
   load_row(x + (i64)blockIdx.x * size, held, size);
   store_fp8(held, z + (i64)blockIdx.x * size, scales + blockIdx.x, size, room);
 }
@@ -64,24 +80,79 @@ extern "C" __global__ void __launch_bounds__(1024) rms_norm_to_fp8(
   __shared__ float room[33];
   let_next_begin();
   wait_for_previous();
-  float held[TURNS][8], sum = 0.f;
+  Eight held[TURNS];
+  float sum = 0.f;
   load_row(x + (i64)blockIdx.x * size, held, size);
 #pragma unroll
   for (int n = 0; n < TURNS; n++)
 #pragma unroll
-    for (int j = 0; j < 8; j++) sum += held[n][j] * held[n][j];
+    for (int j = 0; j < 8; j++) sum += wide(held[n].x[j]) * wide(held[n].x[j]);
   const float inverse = rsqrtf(block_sum(sum, room) / size + eps);
 #pragma unroll
   for (int n = 0; n < TURNS; n++) {
-    int at = (n * blockDim.x + threadIdx.x) * 8;
-    if (at >= size) break;
+    if (place(n) >= size) break;
     float w[8];
-    load8(weight + at, w);
+    load8(weight + place(n), w);
 #pragma unroll
-    for (int j = 0; j < 8; j++) held[n][j] = wide(narrow<T>(held[n][j] * inverse * w[j]));
+    for (int j = 0; j < 8; j++) held[n].x[j] = narrow<T>(wide(held[n].x[j]) * inverse * w[j]);
   }
   store_fp8(held, z + (i64)blockIdx.x * size, scales + blockIdx.x, size, room);
 }
+
+#ifdef GATE
+// The same of act(first half of y) x second half, rounded to T in between: y [rows, 2 x size] is a
+// product.
+extern "C" __global__ void __launch_bounds__(1024) gated_to_fp8(
+    const T* y, u8* z, float* scales, int size) {
+  __shared__ float room[33];
+  let_next_begin();
+  wait_for_previous();
+  const T* row = y + (i64)blockIdx.x * 2 * size;
+  Eight held[TURNS], up[TURNS];
+  load_row(row, held, size);
+  load_row(row + size, up, size);
+  settle(held);
+  settle(up);
+#pragma unroll
+  for (int n = 0; n < TURNS; n++)
+#pragma unroll
+    for (int j = 0; j < 8; j++)
+      held[n].x[j] = narrow<T>(activate(GATE, wide(held[n].x[j])) * wide(up[n].x[j]));
+  settle(held);
+  store_fp8(held, z + (i64)blockIdx.x * size, scales + blockIdx.x, size, room);
+}
+
+// The same of a product whose scales and bias were left out, as `apply_scales` would add them.
+extern "C" __global__ void __launch_bounds__(1024) scaled_gated_to_fp8(
+    const T* y, const float* row_scales, const float* column_scales, const T* bias, u8* z,
+    float* scales, int size) {
+  __shared__ float room[33];
+  let_next_begin();
+  wait_for_previous();
+  const T* row = y + (i64)blockIdx.x * 2 * size;
+  Eight held[TURNS], up[TURNS];
+  load_row(row, held, size);
+  load_row(row + size, up, size);
+  const float scale = row_scales[blockIdx.x];
+#pragma unroll
+  for (int n = 0; n < TURNS; n++) {
+    if (place(n) >= size) break;
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+      const int g = place(n) + j, u = size + g;
+      float gate = wide(held[n].x[j]) * scale * column_scales[g];
+      float more = wide(up[n].x[j]) * scale * column_scales[u];
+      if (bias) {
+        gate += wide(bias[g]);
+        more += wide(bias[u]);
+      }
+      held[n].x[j] = narrow<T>(activate(GATE, gate) * more);
+    }
+  }
+  settle(held);
+  store_fp8(held, z + (i64)blockIdx.x * size, scales + blockIdx.x, size, room);
+}
+#endif
 
 // Integers [rows, columns] (i8, or i4 packed two a byte, low half first) times f16 scales
 // [rows, groups] -> T [rows, columns].

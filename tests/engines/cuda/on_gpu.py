@@ -30,6 +30,8 @@ def computed(
     caches: tuple[int, ...] = (),
     states: tuple[int, ...] = (),
     bucket: Bucket | None = None,
+    gives_e4m3: bool = False,
+    takes_e4m3: bool = False,
 ) -> list[Array]:
     """The op's results, then its caches and states (operands of these numbers) as it left them.
 
@@ -58,7 +60,9 @@ def computed(
     outputs = [_poisoned(gpu, fixed(t.shape), t.dtype.numpy) for t in results]
     rooms = [_poisoned(gpu, *room) for room in scratch(Sized(op, types, stored, singles))]
     with gpu.stream:
-        gpu.execute([Instruction(op, types, values, outputs, rooms, bucket=bucket)])
+        one = Instruction(op, types, values, outputs, rooms, bucket=bucket)
+        one.gives_e4m3, one.takes_e4m3 = gives_e4m3, takes_e4m3
+        gpu.execute([one])
         gpu.stream.synchronize()
         made = [gpu.cupy.asnumpy(x) for x in outputs]
         made += [

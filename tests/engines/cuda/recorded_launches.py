@@ -17,14 +17,15 @@ from typing import Any
 import numpy as np
 
 from paddock.engines.cuda.buckets import Bucket
-from paddock.engines.cuda.device import Instruction
+from paddock.engines.cuda.device import Instruction, StoredWeight
+from paddock.engines.cuda.fused import FusedLinear
 from paddock.engines.cuda.gpu import KERNELS
 from paddock.engines.cuda.launching import Sized
 from paddock.engines.cuda.lowering import emit, scratch
-from paddock.engines.cuda.program import CONSTANT
+from paddock.engines.cuda.program import CONSTANT, rounded_once
 from paddock.graph import Array, Graph, Tensor
 from paddock.graph.ops import CacheBlocks
-from paddock.graph.tensor import BLOCK_SIZE, BLOCKS, SLOTS, TensorType, fixed
+from paddock.graph.tensor import BLOCK_SIZE, BLOCKS, SLOTS, Node, TensorType, fixed
 
 _NUMBERS = {"int": np.int32, "i64": np.int64, "float": np.float32}
 _POINTERS = {"int": "int32", "i64": "int64", "float": "float32", "double": "float64"}
@@ -46,8 +47,19 @@ class Placed:
         self.strides = tuple(strides)
         self.data = SimpleNamespace(ptr=1 << 20)
 
-    def __getitem__(self, index: int) -> Placed:
+    def __getitem__(self, index: int | slice) -> Placed:
+        if isinstance(index, slice):
+            count = len(range(*index.indices(self.shape[0])))
+            return Placed((count, *self.shape[1:]), self.dtype)
         return Placed(self.shape[1:], self.dtype)
+
+    def reshape(self, *shape: int) -> Placed:
+        known = prod(n for n in shape if n != -1)
+        return Placed(tuple(self.size // known if n == -1 else n for n in shape), self.dtype)
+
+    def view(self, dtype: Any) -> Placed:
+        last = self.shape[-1] * self.itemsize // np.dtype(dtype).itemsize
+        return Placed((*self.shape[:-1], last), np.dtype(dtype))
 
 
 @cache
@@ -125,27 +137,53 @@ class LaunchRecorder:
 
 
 def record(
-    graph: Graph, bucket: Bucket, *, block_size: int = 16, cache8: bool = False
+    graph: Graph,
+    bucket: Bucket,
+    *,
+    block_size: int = 16,
+    cache8: bool = False,
+    fp8: bool = False,
 ) -> LaunchRecorder:
-    """Every op of a built graph lowered for a step of this size."""
+    """Every op of a built graph lowered for a step of this size; `fp8`: the weights of products."""
     sizes = bucket.sizes(table=64) | {BLOCKS: 32, BLOCK_SIZE: block_size, SLOTS: bucket.sequences}
     recorder = LaunchRecorder()
-    values: dict[Tensor, Placed] = {}
-    for node in graph.nodes:
-        types = [
+    values: dict[Tensor, Any] = {}
+
+    def sized(node: Node) -> Sized:
+        types = tuple(
             TensorType(t.dtype, tuple(d if isinstance(d, int) else sizes[d] for d in t.shape))
-            for t in (*node.inputs, *node.outputs)
-        ]
-        inputs, outputs = types[: len(node.inputs)], types[len(node.inputs) :]
-        for tensor, kind in zip(node.outputs, outputs, strict=True):
-            shape = fixed(kind.shape)
+            for t in node.inputs
+        )
+        weight = values.get(node.inputs[1]) if len(node.inputs) > 1 else None
+        stored = weight if isinstance(weight, StoredWeight) else None
+        return Sized(node.op, types, stored, bucket.singles)
+
+    if fp8:
+        for node in graph.find(FusedLinear):
+            weight = node.inputs[1]
+            rows, columns = fixed(weight.shape)
+            if rows % 16 == columns % 16 == 0:
+                values[weight] = StoredWeight(
+                    "f8",
+                    Placed((rows, columns), np.dtype(np.uint8)),
+                    Placed((rows,), np.dtype(np.float32)),
+                    weight.dtype,
+                    (rows, columns),
+                )
+    rounded = rounded_once(graph, sized)
+    for node in graph.nodes:
+        for tensor in node.outputs:
+            if tensor in values:
+                continue
+            shape = tuple(d if isinstance(d, int) else sizes[d] for d in tensor.type.shape)
             if isinstance(node.op, CacheBlocks):  # kernels have a head's tokens together
                 shape = (shape[0], shape[2], shape[1], shape[3])
             eighths = cache8 and isinstance(node.op, CacheBlocks)
-            values[tensor] = Placed(shape, np.dtype(np.uint8) if eighths else kind.dtype.numpy)
+            kind = np.dtype(np.uint8) if eighths else tensor.dtype.numpy
+            values[tensor] = Placed(shape, kind)
         if isinstance(node.op, CONSTANT):
             continue
-        rooms = scratch(Sized(node.op, tuple(inputs), None, bucket.singles))
+        rooms = scratch(sized(node))
         one = Instruction(
             node.op,
             tuple(t.type for t in node.inputs),
@@ -154,6 +192,8 @@ def record(
             [Placed(*room) for room in rooms],
             node.where,
             bucket,
+            gives_e4m3=node.outputs[0] in rounded,
+            takes_e4m3=bool(node.inputs) and node.inputs[0] in rounded,
         )
         try:
             emit(recorder, one)  # type: ignore[arg-type]

@@ -190,6 +190,66 @@ def test_products_in_fp8(gpu: GPU, rows: int, inputs: int) -> None:
             assert error < 0.08, (op, error)
 
 
+def of_e4m3(values: Array, scales: Array) -> Array:
+    return values.view(ml_dtypes.float8_e4m3fn).astype(np.float32) * scales[:, None]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 8])
+@pytest.mark.parametrize("sizes", [(16, 64), (50, 1088), (4224, 4096), (176, 14336)], ids=str)
+@pytest.mark.parametrize("form", ["plain", "norm", "gate", "all", "f32"])
+def test_products_of_few_rows_in_fp8(
+    gpu: GPU, rows: int, sizes: tuple[int, int], form: str
+) -> None:
+    """e4m3 against the weight as it was rounded: x is not rounded here. And x of any size."""
+    outputs, inputs = sizes
+    if rows * inputs > 5 * 14336:
+        pytest.skip("x does not fit into shared memory: it is rounded to e4m3, for cuBLASLt")
+    for dtype, size in ((DType.F16, 1.0), (DType.BF16, 1e-6), (DType.BF16, 1e6)):
+        weight = draw(2, outputs, inputs, dtype=dtype, size=inputs**-0.5)
+        stored = gpu.fp8(gpu.upload(weight), dtype)
+        exact = of_e4m3(gpu.download(stored.values), gpu.download(stored.scales))
+        x = draw(1, rows, inputs, dtype=dtype, size=size)
+        norm, bias = draw(3, inputs, dtype=dtype), draw(4, outputs, dtype=dtype, size=size)
+        residual = draw(5, rows, outputs, dtype=dtype, size=size)
+        op, rest = {
+            "plain": (FusedLinear(), []),
+            "norm": (FusedLinear(norm_eps=1e-20), [norm]),
+            "gate": (FusedLinear(norm_eps=1e-5, bias=True, gate="gelu"), [norm, bias]),
+            "all": (FusedLinear(bias=True, residual=True), [bias, residual]),
+            "f32": (FusedLinear(dtype=DType.F32), []),
+        }[form]
+        [found] = computed(gpu, op, [x, weight, *rest], stored=stored)
+        wanted = op.compute(x, exact, *rest)
+        assert worst(found, wanted) < NEAR[dtype], (dtype, size)
+
+
+@pytest.mark.parametrize("rows", [9, 200, 400])  # scales are applied behind the product, and in it
+@pytest.mark.parametrize("inner", [48, 1040, 14336])
+def test_what_is_gated_is_rounded_where_it_is_made(gpu: GPU, rows: int, inner: int) -> None:
+    for dtype in (DType.F16, DType.BF16):
+        x, norm = draw(1, rows, 256, dtype=dtype), draw(3, 256, dtype=dtype)
+        up = draw(2, 2 * inner, 256, dtype=dtype, size=256**-0.5)
+        bias = draw(4, 2 * inner, dtype=dtype)
+        first = FusedLinear(norm_eps=1e-5, bias=True, gate="silu")
+        stored = gpu.fp8(gpu.upload(up), dtype)
+        whole = [x, up, norm, bias]
+        [apart] = computed(gpu, first, whole, stored=stored)
+        [made] = computed(gpu, first, whole, stored=stored, gives_e4m3=True)
+        flat = made.reshape(-1).view(np.uint8)
+        scales = flat[apart.size : apart.size + 4 * rows].view(np.float32)
+        values = of_e4m3(flat[: apart.size].reshape(rows, inner), scales)
+        wanted = apart.astype(np.float32)
+        error = np.abs(values - wanted)
+        step = np.maximum(np.abs(wanted) / 16, scales[:, None] / 512)  # half of e4m3's
+        assert (error <= step * 1.01).all()
+        down = draw(5, 96, inner, dtype=dtype, size=inner**-0.5)
+        stored = gpu.fp8(gpu.upload(down), dtype)
+        second = FusedLinear()
+        [two] = computed(gpu, second, [apart, down], stored=stored)
+        [one] = computed(gpu, second, [made, down], stored=stored, takes_e4m3=True)
+        assert worst(one, two) < NEAR[dtype]
+
+
 # sequences as (past, new)
 STEPS = {
     "one": [(0, 1)],

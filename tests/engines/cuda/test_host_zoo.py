@@ -101,6 +101,24 @@ def test_a_cache_of_e4m3_reaches_its_kernels(size: int) -> None:
         assert all(("CACHE8", 1) in defines for defines in of_attention)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "kernel"), [(8, "streamed"), (64, "scaled_gated_to_fp8"), (512, "gated_to_fp8")]
+)
+def test_products_in_fp8_reach_their_kernels(tokens: int, kernel: str) -> None:
+    """What a gate makes is rounded in the kernel that makes it, unless that is the product's."""
+    config = case("llama").config | {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
+    traced = trace(registry.read(config).build(), max_context=64, dtype=DType.BF16)
+    graph = cuda.build(traced, {}).graph
+    step = Bucket(tokens, tokens, tokens, tokens, 0, 1)
+    launches = record(graph, step, fp8=True).launches
+    layers = config["num_hidden_layers"]
+    assert kernel in launches
+    many = tokens > 8
+    gated = launches.count("gated_to_fp8") + launches.count("scaled_gated_to_fp8")
+    assert gated == layers * many
+    assert launches.count("rows_to_fp8") == layers * many  # before the output projection alone
+
+
 @pytest.mark.parametrize("dtype", [DType.F32, DType.BF16], ids=str)
 @pytest.mark.parametrize("name", SOME_ENCODERS)
 def test_encoders_kernels_are_given_what_they_declare(name: str, dtype: DType) -> None:
