@@ -78,12 +78,12 @@ LONG = [
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("repeated", LONG)
 def test_long_outputs(form: str, repeated: str) -> None:
-    """Twenty thousand characters one by one, in time that grows with their number."""
-    text = repeated + repeated[-1] * 10_000 + repeated * (10_000 // len(repeated))
+    """Eight thousand characters one by one, in time that grows with their number."""
+    text = repeated + repeated[-1] * 4_000 + repeated * (4_000 // len(repeated))
     with bounded():
         reader = _whole(form, reasons=True, opened=False)
         started = time.process_time()
         for letter in text:
             reader.push(letter)
         reader.finish()
-    assert time.process_time() - started < 3
+    assert time.process_time() - started < 1
