@@ -30,6 +30,7 @@ from tests.models.expert_configs import EXPERT_CONFIGS
 from tests.models.opened import ENGINES
 from tests.models.parity_cases import CASES
 from tests.models.remote_code_draws import REMOTE
+from tests.models.test_vision_names import PUBLISHED as SEEING
 from tests.models.vision_cases import NAMES as VISION
 from tests.models.vision_cases import VisionCase
 
@@ -51,12 +52,12 @@ What `architectures` in config.json may say. Written from the registry by
 `python -m tests.golden.make_architectures`; a test holds the page to it.
 
 **f32** is the largest difference from transformers on drawn tiny configurations, relative to the
-largest value: of the engine `reference`, and of `openvino`. Of decoders and encoder-decoders it is
-the worst of three (`python -m tests.golden.make_figures`; see [decoders.md](decoders.md)), of
-encoders that of one; masked language models are an encoder and an unread head, those for
-pre-training have no figure, and models that see have theirs in their tests
-(`tests/models/test_vision.py`). **int8** is the same with weights in int8 on `openvino`: drawn
-weights are far larger than trained ones, so it shows that the format runs, not how good it is."""
+largest value: of the engine `reference`, and of `openvino`. Of decoders, encoder-decoders
+and models that see it is the worst of three (`python -m tests.golden.make_figures`; see
+[decoders.md](decoders.md)), of encoders that of one; masked language models are an encoder and an
+unread head, those for pre-training have no figure. **int8** is the same with weights in int8 on
+`openvino`: drawn weights are far larger than trained ones, so it shows that the format runs, not
+how good it is."""
 TABLE_HEAD = """\
 Written by `python -m tests.golden.make_architectures`. *Bound at* are checkpoints at whose full
 size every slot finds its tensor and every tensor its slot. *Parity* is the largest difference
@@ -106,6 +107,7 @@ class Family:
         """Published checkpoints whose names are proved total, without their owners."""
         indices = json.loads(INDICES.read_text("utf-8"))
         configs = DECODER_CONFIGS | EXPERT_CONFIGS
+        configs |= {repo: config for repo, (config, _) in SEEING.items()}
         configs |= {repo: index["config"] for repo, index in indices.items()}
         return [
             repo.rpartition("/")[2]

@@ -1,4 +1,4 @@
-"""Measure how far decoders and encoder-decoders are from transformers: `figures.json`.
+"""Measure how far models that write text are from transformers: `figures.json`.
 
 `python -m tests.golden.make_figures [CLASS ...]`: those that are named anew, without a name all.
 Needs torch and transformers. Of each class the largest difference of a logit over its drawn
@@ -35,6 +35,9 @@ from tests.models.opened import ENGINES, OPTIONS, engine_kind
 from tests.models.parity_cases import CASES, Case, Config, case
 from tests.models.play import chunks, decode, play, relative_error
 from tests.models.remote_code_draws import REMOTE
+from tests.models.vision_cases import CONTEXT as VISION_CONTEXT
+from tests.models.vision_cases import NAMES as VISION
+from tests.models.vision_cases import VisionCase
 
 if TYPE_CHECKING:
     from tests.models.published import Published
@@ -109,6 +112,23 @@ def of_two_parts(family: str) -> Iterator[Tried]:
         yield Tried(some.config, CONTEXT, error, folder)
 
 
+def seeing(family: str) -> Iterator[Tried]:
+    """The cases of a model that sees, images in chunks that cut them, and token by token."""
+    from tests.models import test_vision
+
+    for name in (n for n in VISION if _is(VisionCase(n).config, family)):
+        some = VisionCase(name)
+        folder, _, logits = test_vision.made(name)
+
+        def error(session: Session, some: VisionCase = some, logits: list[Array] = logits) -> float:
+            lengths = [len(prompt.token_ids) for prompt in some.prompts]
+            plans = (chunks(lengths, np.random.default_rng(len(some.name))), decode(lengths, 2))
+            found = [test_vision.play(session, some, plan) for plan in plans]
+            return max(relative_error(logits_of, logits) for logits_of in found)
+
+        yield Tried(some.config, VISION_CONTEXT, error, folder)
+
+
 def by_hand(family: str) -> Iterator[Tried]:
     """The configurations that `parity_cases` writes down."""
     for some in (case(n) for n in CASES if _is(CASES[n], family)):
@@ -129,6 +149,7 @@ def _is(config: Config, family: str) -> bool:
 SOURCES: dict[str, Callable[[str], Iterator[Tried]]] = {
     **{config["architectures"][0]: by_hand for config in CASES.values()},
     **{EncoderDecoderCase(name).config["architectures"][0]: of_two_parts for name in OF_TWO},
+    **{VisionCase(name).config["architectures"][0]: seeing for name in VISION},
     **dict.fromkeys((*FAMILIES, *REMOTE), drawn),
 }
 
