@@ -22,6 +22,7 @@ Room = tuple[tuple[int, ...], np.dtype[Any]]
 Emit = Callable[["GPU", Instruction], None]
 
 PROCESSORS = 132  # of a Hopper GPU; other numbers change how finely attention is cut, no more
+MANY_ROWS = 384  # beyond, a block for each row fills the GPU
 # `activate` has the same numbers.
 NUMBER = {kind: i for i, kind in enumerate(ACTIVATIONS)}
 
@@ -42,12 +43,12 @@ def block_of(size: int) -> int:
     return max(32, min(1024, ceil(size / 8 / 32) * 32))
 
 
-def held_rows(size: int) -> tuple[int, int]:
+def held_rows(rows: int, size: int) -> tuple[int, int]:
     """Threads of a block that holds a row of so many elements, and how often each reads 8 of them.
 
-    A thread has several reads on its way, where the row is long enough for that.
+    Of many long rows a thread has several reads on its way; few are spread over more threads.
     """
-    turns = max(1, min(4, size // 1024))
+    turns = max(1, ceil(size / 8192), min(4, size // 1024) if rows > MANY_ROWS else 1)
     return max(32, ceil(size / 8 / turns / 32) * 32), turns
 
 

@@ -29,6 +29,7 @@ from paddock.engines.cuda.experts import (
 )
 from paddock.engines.cuda.fused import FusedLinear, Gated, ProjectedAttention
 from paddock.engines.cuda.launching import (
+    MANY_ROWS,
     NUMBER,
     PROCESSORS,
     Emit,
@@ -44,7 +45,7 @@ from paddock.engines.cuda.recurrent import (
     real_gated_recurrence,
     selective_scan,
 )
-from paddock.engines.cuda.streamed import MOST_ROWS, emit_streamed, streams
+from paddock.engines.cuda.streamed import emit_streamed, streams
 from paddock.engines.cuda_plugin import TYPE
 from paddock.engines.protocol import BuildError
 from paddock.graph import DType, Op
@@ -252,7 +253,7 @@ def _linear(gpu: GPU, i: Instruction) -> None:
             weight_scales=sized.weight.scales,
         )
         if i.gives_e4m3:
-            _gate_to_fp8(gpu, i, target, rooms[1], sized.weight.scales, bias, unscaled=unscaled)
+            _gate_to_fp8(gpu, i, target)
             return
         if unscaled:
             gpu.launch(
@@ -305,9 +306,9 @@ def takes_e4m3(sized: Sized) -> bool:
 
 
 def _rounds(sized: Sized) -> bool:
-    """Whether the product is one of e4m3, on any GPU."""
+    """Whether the product is one of e4m3 whose rows are many: of few, columns are spread, too."""
     fp8 = sized.weight is not None and sized.weight.kind == "f8"
-    return fp8 and sized.types[0].size(0) > max(FEW_ROWS["f8"], MOST_ROWS)
+    return fp8 and sized.types[0].size(0) > max(MANY_ROWS, UNSCALED_ROWS)
 
 
 def _rounded(
@@ -315,7 +316,7 @@ def _rounded(
 ) -> None:
     """x, or norm(x), as e4m3 (as u8) with an f32 scale for each row."""
     rows, columns = x.shape
-    threads, turns = held_rows(columns)
+    threads, turns = held_rows(rows, columns)
     name = "rows_to_fp8" if norm is None else "rms_norm_to_fp8"
     gpu.launch(
         gpu.function("quantize", name, TYPE=TYPE[dtype], TURNS=turns),
@@ -329,32 +330,20 @@ def _rounded(
     )
 
 
-def _gate_to_fp8(
-    gpu: GPU,
-    i: Instruction,
-    product: Any,
-    row_scales: Any,
-    column_scales: Any,
-    bias: Any,
-    *,
-    unscaled: bool,
-) -> None:
-    """A product that is gated and rounded; `unscaled`: scales and bias are still to be applied."""
+def _gate_to_fp8(gpu: GPU, i: Instruction, product: Any) -> None:
+    """A product that is gated and rounded into the result's place."""
     linear = i.op
     assert isinstance(linear, FusedLinear)
     assert linear.gate is not None
     (y,) = i.outputs
     rows, columns = y.shape
-    threads, turns = held_rows(columns)
-    name = "scaled_gated_to_fp8" if unscaled else "gated_to_fp8"
+    threads, turns = held_rows(rows, columns)
+    dtype, gate = i.types[0].dtype, NUMBER[linear.gate]
     gpu.launch(
-        gpu.function(
-            "quantize", name, TYPE=TYPE[i.types[0].dtype], TURNS=turns, GATE=NUMBER[linear.gate]
-        ),
+        gpu.function("quantize", "gated_to_fp8", TYPE=TYPE[dtype], TURNS=turns, GATE=gate),
         (rows,),
         threads,
         product,
-        *([row_scales, column_scales, bias] if unscaled else []),
         *e4m3_in(y),
         np.int32(columns),
     )

@@ -2,7 +2,7 @@
 
 //   -DTURNS=n   a row is held by its block of up to 1024 threads, 8 elements a thread and turn: rows are
 //               a multiple of 8, and no longer than 32768 elements in 4 turns
-//   -DGATE=n    the activation of the kernels with a gate, a number of `activate`
+//   -DGATE=n    the activation of the kernel with a gate, a number of `activate`
 
 struct alignas(16) Eight {
   T x[8];
@@ -118,37 +118,6 @@ extern "C" __global__ void __launch_bounds__(1024) gated_to_fp8(
 #pragma unroll
     for (int j = 0; j < 8; j++)
       held[n].x[j] = narrow<T>(activate(GATE, wide(held[n].x[j])) * wide(up[n].x[j]));
-  settle(held);
-  store_fp8(held, z + (i64)blockIdx.x * size, scales + blockIdx.x, size, room);
-}
-
-// The same of a product whose scales and bias were left out, as `apply_scales` would add them.
-extern "C" __global__ void __launch_bounds__(1024) scaled_gated_to_fp8(
-    const T* y, const float* row_scales, const float* column_scales, const T* bias, u8* z,
-    float* scales, int size) {
-  __shared__ float room[33];
-  let_next_begin();
-  wait_for_previous();
-  const T* row = y + (i64)blockIdx.x * 2 * size;
-  Eight held[TURNS], up[TURNS];
-  load_row(row, held, size);
-  load_row(row + size, up, size);
-  const float scale = row_scales[blockIdx.x];
-#pragma unroll
-  for (int n = 0; n < TURNS; n++) {
-    if (place(n) >= size) break;
-#pragma unroll
-    for (int j = 0; j < 8; j++) {
-      const int g = place(n) + j, u = size + g;
-      float gate = wide(held[n].x[j]) * scale * column_scales[g];
-      float more = wide(up[n].x[j]) * scale * column_scales[u];
-      if (bias) {
-        gate += wide(bias[g]);
-        more += wide(bias[u]);
-      }
-      held[n].x[j] = narrow<T>(activate(GATE, gate) * more);
-    }
-  }
   settle(held);
   store_fp8(held, z + (i64)blockIdx.x * size, scales + blockIdx.x, size, room);
 }

@@ -223,7 +223,7 @@ def test_products_of_few_rows_in_fp8(
         assert worst(found, wanted) < NEAR[dtype], (dtype, size)
 
 
-@pytest.mark.parametrize("rows", [9, 200, 400])  # scales are applied behind the product, and in it
+@pytest.mark.parametrize("rows", [385, 400])
 @pytest.mark.parametrize("inner", [48, 1040, 14336])
 def test_what_is_gated_is_rounded_where_it_is_made(gpu: GPU, rows: int, inner: int) -> None:
     for dtype in (DType.F16, DType.BF16):
