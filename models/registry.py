@@ -121,6 +121,7 @@ ARCHITECTURES: dict[str, str] = {
     "RobertaForSequenceClassification": "paddock.models.roberta",
     "RobertaForTokenClassification": "paddock.models.roberta",
     "RobertaModel": "paddock.models.roberta",
+    "SeedOssForCausalLM": "paddock.models.seed_oss",
     "SmolLM3ForCausalLM": "paddock.models.smollm3",
     "SmolVLMForConditionalGeneration": "paddock.models.idefics3",
     "StableLmForCausalLM": "paddock.models.stablelm",

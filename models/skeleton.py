@@ -167,6 +167,7 @@ SIZES = {{
     "num_key_value_heads": 2,
     "head_dim": 12,
     "max_position_embeddings": 64,
+    "sliding_window": 7,
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,

@@ -100,8 +100,9 @@ def unavailable(message: str) -> ApiError:
     )
 
 
-_BRANCH = re.compile(r"[A-Z]\w*|constrained-\w+|.*\[.*|str|int|float|bool|dict|list|none")
-"""What pydantic calls the branches of a union in an error's place; fields are in lower case."""
+_BRANCH = re.compile(r"[A-Z]\w*|constrained-\w+|.*\[[^\]].*|str|int|float|bool|dict|list|none")
+"""What pydantic calls the branches of a union in an error's place; fields are in lower case, and
+those of forms that are lists end with `[]`."""
 
 
 def of_validation(errors: list[Any]) -> ApiError:

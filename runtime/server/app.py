@@ -133,7 +133,7 @@ def _answer_errors(app: FastAPI) -> None:
         assert isinstance(error, RequestValidationError)
         found = of_validation(list(error.errors()))
         kind = request.headers.get("content-type", "")
-        if found.detail.param is None and "json" not in kind:
+        if found.detail.param is None and "json" not in kind and "multipart" not in kind:
             # curl's usual one is that of forms.
             found = ApiError(400, f"Content-Type has to be application/json, found {kind[:64]!r}")
         return answer(found)

@@ -737,6 +737,26 @@ DECODER_CONFIGS: dict[str, Config] = {
         tie_word_embeddings=False,
         vocab_size=128004,
     ),
+    "ByteDance-Seed/Seed-OSS-36B-Instruct": _config(
+        "SeedOssForCausalLM",
+        "seed_oss",
+        attention_bias=True,
+        attention_out_bias=False,
+        head_dim=128,
+        hidden_act="silu",
+        hidden_size=5120,
+        intermediate_size=27648,
+        max_position_embeddings=524288,
+        mlp_bias=False,
+        num_attention_heads=80,
+        num_hidden_layers=64,
+        num_key_value_heads=8,
+        residual_dropout=0.1,
+        rms_norm_eps=1e-06,
+        rope_theta=10000000.0,
+        tie_word_embeddings=False,
+        vocab_size=155136,
+    ),
     "baidu/ERNIE-4.5-0.3B-PT": _config(
         "Ernie4_5ForCausalLM",
         "ernie4_5",
@@ -928,6 +948,7 @@ DECODER_CONFIGS: dict[str, Config] = {
 
 # Parameters as their model cards or hub pages give them, tied ones counted once.
 PARAMETERS: dict[str, float] = {
+    "ByteDance-Seed/Seed-OSS-36B-Instruct": 36.151e9,
     "01-ai/Yi-1.5-6B-Chat": 6.061e9,
     "deepseek-ai/deepseek-llm-7b-chat": 6.91e9,
     "google/gemma-2b-it": 2.506e9,

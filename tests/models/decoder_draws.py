@@ -188,6 +188,16 @@ def arcee(draw: Draw) -> Config:
     }
 
 
+@family("SeedOssForCausalLM", "seed_oss")
+def seed_oss(draw: Draw) -> Config:
+    return draw.llama() | {
+        "attention_bias": draw.coin(),
+        "attention_out_bias": draw.in_turn(True, False, True),
+        "mlp_bias": draw.coin(),
+        "rope_parameters": draw.rope(),
+    }
+
+
 @family("HeliumForCausalLM", "helium")
 def helium(draw: Draw) -> Config:
     # Its o_proj is [hidden, hidden], so that heads make up the hidden size.
