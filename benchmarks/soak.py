@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -116,6 +117,7 @@ class Soak:
         self._cases = known
         self._end = time.monotonic() + seconds
         self._random = random.Random(seed)
+        self._kinds: list[Callable[[Case], Coroutine[Any, Any, None]]] = []
         self._client = openai.AsyncOpenAI(
             base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120
         )
@@ -133,17 +135,19 @@ class Soak:
                 self.tally.gpu_memory += await gpu_bytes(process.pid)
             await asyncio.sleep(0.5)
 
+    def _next_kind(self) -> Callable[[Case], Coroutine[Any, Any, None]]:
+        """In any order, yet each comes as often as it should: a short soak has them all."""
+        if not self._kinds:
+            self._kinds += [self._whole, self._streamed] * 6
+            self._kinds += [self._leaves] * 3
+            self._kinds += [self._leaves_unread, self._malformed] * 2
+            self._kinds += [self._oversized, self._slow_reader]
+            self._random.shuffle(self._kinds)
+        return self._kinds.pop()
+
     async def _worker(self) -> None:
-        kinds = (
-            [self._whole] * 6
-            + [self._streamed] * 6
-            + [self._leaves] * 3
-            + [self._leaves_unread] * 2
-            + [self._malformed] * 2
-            + [self._oversized, self._slow_reader]
-        )
         while time.monotonic() < self._end:
-            kind = self._random.choice(kinds)
+            kind = self._next_kind()
             try:
                 await kind(self._random.choice(self._cases))
                 self.tally.done[kind.__name__.strip("_")] += 1

@@ -185,48 +185,64 @@ def test_it_listens_at_the_loopback_unless_asked(server: Serving) -> None:
     assert server.url.startswith("http://127.0.0.1:")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["server.api_key_file=/nowhere"], "/nowhere"),
-        (["server.host=no.such.host.invalid"], "no.such.host.invalid"),
-        (["server.port=70000"], "server.port"),
-        (["server.prot=1"], "server.port"),
-        (["server.tool_format=xml"], "tool_format"),
-    ],
-)
-def test_what_cannot_be_served_is_said_before_anything_is_built(
-    environment: dict[str, str], tmp_path: Path, arguments: list[str], message: str
-) -> None:
+COMMANDS = """
+import contextlib, io, json, os, sys
+from paddock.__main__ import main
+for environment, arguments in json.loads(sys.argv[1]):
+    os.environ |= environment
+    told = io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True)
+    with contextlib.redirect_stderr(told):
+        try:
+            status = main(["serve", "demo", *arguments])
+        except SystemExit as error:
+            status = error.code
+    print(json.dumps([status, told.buffer.getvalue().decode()]))
+"""
+
+
+def told_by(
+    environment: dict[str, str], commands: list[tuple[dict[str, str], list[str]]]
+) -> list[tuple[int, str]]:
+    """Exit codes and errors of `paddock serve demo`, one after the other in one process."""
     done = subprocess.run(
-        [sys.executable, "-m", "paddock", "serve", "demo", *arguments],
-        env=environment | {"PADDOCK_HOME": str(tmp_path)},
+        [sys.executable, "-c", COMMANDS, json.dumps(commands)],
+        env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
-    assert done.returncode in (1, 2)
-    assert message in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    assert done.returncode == 0, done.stderr
+    return [(status, errors) for status, errors in map(json.loads, done.stdout.splitlines())]
+
+
+def test_what_cannot_be_served_is_said_before_anything_is_built(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    expected = {
+        "server.api_key_file=/nowhere": "/nowhere",
+        "server.host=no.such.host.invalid": "no.such.host.invalid",
+        "server.port=70000": "server.port",
+        "server.prot=1": "server.port",
+        "server.tool_format=xml": "tool_format",
+    }
+    found = told_by(
+        environment | {"PADDOCK_HOME": str(tmp_path)}, [({}, [one]) for one in expected]
+    )
+    for message, (status, errors) in zip(expected.values(), found, strict=True):
+        assert status in (1, 2)
+        assert message in errors
+        assert len(errors.splitlines()) == 1
     assert not (tmp_path / "engines").exists()
 
 
-def test_bad_keys_are_refused_without_being_told(
-    environment: dict[str, str], tmp_path: Path
-) -> None:
-    for key in ("short", "with a space in it", "schlüssel-mit-umlaut"):
-        done = subprocess.run(
-            [sys.executable, "-m", "paddock", "serve", "demo"],
-            env=environment | {"PADDOCK_API_KEY": key},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == 1
-        assert "API key" in done.stderr
-        assert key not in done.stderr
+def test_bad_keys_are_refused_without_being_told(environment: dict[str, str]) -> None:
+    keys = ("short", "with a space in it", "schlüssel-mit-umlaut")
+    found = told_by(environment, [({"PADDOCK_API_KEY": key}, []) for key in keys])
+    for key, (status, errors) in zip(keys, found, strict=True):
+        assert status == 1
+        assert "API key" in errors
+        assert key not in errors
 
 
 def test_a_port_that_is_taken_is_said(
