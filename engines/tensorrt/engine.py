@@ -45,6 +45,7 @@ from paddock.graph.ops import (
     CrossAttention,
     Dequantize,
     GatedDeltaRule,
+    GroupedLinear,
     Input,
     RealGatedRecurrence,
     SelectiveScan,
@@ -62,6 +63,14 @@ CAPABILITIES = Capabilities(
     gpu=True,
     compiles=True,
 )
+LARGE_OPS = {
+    GroupedLinear: (0.3, 2.8e6, 10e6),
+    SelectiveScan: (0.8, 1.8e6, 20e6),
+    GatedDeltaRule: (1.9, 10e6, 70e6),
+    RealGatedRecurrence: (0.9, 0.0, 0.0),
+}
+"""Ops that become many layers: seconds, bytes of plan and of memory beside what a node takes."""
+EMBEDDING_S = 13.5e-9  # a byte
 _STEP = tuple(field.name for field in fields(StepInputs))
 
 
@@ -143,8 +152,9 @@ def key_parts(graph: Graph, options: Mapping[str, Any]) -> dict[str, str]:
 def estimate(graph: Graph, options: Mapping[str, Any], weight_bytes: int) -> CompileEstimate:
     """From the nodes: a plan holds code for each, and hardly changes with targets and sizes.
 
-    Fitted to TensorRT for RTX 1.7 on models of 6 to 16 layers. In f16, Turing and integer weights
-    get code of their own.
+    Fitted to TensorRT for RTX 1.7: memory and disk on models of 6 to 16 layers, time on the zoo at
+    tiny sizes and a model of 1.1 B. In f16, Turing and integer weights get code of their own.
+    Embedded weights are written three times, by the compiler, by its process, and into the cache.
     """
     nodes = len(graph.nodes)
     base, each = (2.0e6, 31e3) if graph.dtype is DType.F32 else (3.5e6, 14.8e3)
@@ -152,11 +162,16 @@ def estimate(graph: Graph, options: Mapping[str, Any], weight_bytes: int) -> Com
     _, chosen = _chosen(arithmetic_of(graph), options)
     if graph.dtype is DType.F16 and ("sm75" in chosen or len(types_of(graph)) > 1):
         plan *= 1.35 if len(types_of(graph)) == 1 else 1.55
+    seconds = 0.5 + 0.0085 * nodes
+    for node in graph.nodes:
+        more = LARGE_OPS.get(type(node.op), (0.0, 0.0, 0.0))
+        seconds, plan, memory = (a + b for a, b in zip((seconds, plan, memory), more, strict=True))
     if (options.get("weights") or EXTERNAL) != EXTERNAL:
         plan += 0.9 * weight_bytes
         memory += 3.7 * weight_bytes
+        seconds += EMBEDDING_S * weight_bytes
     return CompileEstimate(
-        seconds=0.015 * nodes,
+        seconds=seconds,
         memory_bytes=round(memory),
         disk_bytes=round(plan + 1200 * nodes),  # the log, the graph, the inputs
     )

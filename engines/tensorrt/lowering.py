@@ -360,13 +360,22 @@ def _binary(operation: str) -> Callable[[Lowering, Node, list[Any]], Any]:
 
 def _mul(state: Lowering, node: Node, inputs: list[Any]) -> Any:
     own = _binary("PROD")
-    x, y = node.inputs
-    if x is not y or x.dtype is not DType.F16:
+    if node.outputs[0].dtype is not DType.F16 or not any(map(_is_biased, node.inputs)):
         return own(state, node, inputs)
-    # For Turing, the compiler fuses an f16 square into the product before it, of which it then has
-    # no kernel. The product of two f16 is exact in f32: the same value comes of it.
-    wide = state.widened(inputs[0])
-    return state.narrowed(own(state, node, [wide, wide]), DType.F16)
+    # For Turing, the compiler fuses these into the matrix product before them, of which it then
+    # has no kernel. The product of two f16 is exact in f32: the same value comes of it.
+    wide = [state.widened(x) for x in inputs]
+    return state.narrowed(own(state, node, wide), DType.F16)
+
+
+def _is_biased(x: GraphTensor) -> bool:
+    """Whether it is an activation of a product with a bias, or of a piece of one."""
+    if not isinstance(x.node.op, F.Activation):
+        return False
+    (before,) = x.node.inputs
+    if isinstance(before.node.op, F.Split):
+        (before,) = before.node.inputs
+    return isinstance(before.node.op, F.Add) and isinstance(before.node.inputs[1].node.op, Weight)
 
 
 def _scale(state: Lowering, node: Node, inputs: list[Any]) -> Any:

@@ -64,9 +64,10 @@ def test_quantized_weights(flavour: Flavour, dtype: DType, quant: QuantFormat) -
     assert kernels_in(small).keys() != kernels_in(whole).keys()
 
 
-def test_a_square_behind_a_product_compiles_for_turing(flavour: Flavour) -> None:
-    """Arcee's MLP squares what a ReLU leaves of a product with a bias."""
-    request = request_of("ArceeForCausalLM", DType.F16, None, target=["sm75"])
+@pytest.mark.parametrize("name", ["ArceeForCausalLM", "RecurrentGemmaForCausalLM"])
+def test_products_with_a_bias_compile_for_turing(flavour: Flavour, name: str) -> None:
+    """Arcee's MLP squares what a ReLU leaves of one; RecurrentGemma's gates multiply with one."""
+    request = request_of(name, DType.F16, None, target=["sm75"])
     assert compile_plan(defined(flavour, request)[1], request.targets)
 
 
