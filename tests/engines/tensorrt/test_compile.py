@@ -64,7 +64,13 @@ def test_quantized_weights(flavour: Flavour, dtype: DType, quant: QuantFormat) -
     assert kernels_in(small).keys() != kernels_in(whole).keys()
 
 
-@pytest.mark.parametrize("name", ["ArceeForCausalLM", "RecurrentGemmaForCausalLM"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ArceeForCausalLM",
+        pytest.param("RecurrentGemmaForCausalLM", marks=pytest.mark.slow),
+    ],
+)
 def test_products_with_a_bias_compile_for_turing(flavour: Flavour, name: str) -> None:
     """Arcee's MLP squares what a ReLU leaves of one; RecurrentGemma's gates multiply with one."""
     request = request_of(name, DType.F16, None, target=["sm75"])

@@ -99,8 +99,15 @@ def test_several_images_share_a_call(flavour: Flavour, name: str) -> None:
     assert error(session, name, together(lengths(VisionCase(name)))) < 1e-4
 
 
-@pytest.mark.parametrize("dtype", [DType.F16, DType.BF16])
-@pytest.mark.parametrize("name", ["gemma3/2", "idefics3/1"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("gemma3/2", DType.BF16),
+        pytest.param("gemma3/2", DType.F16, marks=pytest.mark.slow),
+        pytest.param("idefics3/1", DType.BF16, marks=pytest.mark.slow),
+        pytest.param("idefics3/1", DType.F16, marks=pytest.mark.slow),
+    ],
+)
 def test_in_narrow_floats(flavour: Flavour, name: str, dtype: DType) -> None:
     """And NVIDIA's compiler takes them: prompts with images, and single tokens with none."""
     session, definition = opened(flavour, name, dtype)
