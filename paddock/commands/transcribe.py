@@ -12,7 +12,12 @@ import argparse
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from paddock.commands.arguments import CommandParser, add_recipe_arguments, recipe_choice
+from paddock.commands.arguments import (
+    CommandParser,
+    UsageError,
+    add_recipe_arguments,
+    recipe_choice,
+)
 from paddock.commands.recipe import compose_choice, progress_of
 from paddock.commands.terminal import print_json, write_text
 
@@ -30,7 +35,7 @@ def add_arguments(parser: CommandParser) -> None:
         "-f",
         metavar="FILE",
         action="append",
-        required=True,
+        default=[],
         help="a sound file; may be given several times",
     )
     group.add_argument(
@@ -51,6 +56,8 @@ def add_arguments(parser: CommandParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     choice = recipe_choice(options)
+    if not options.file:
+        raise UsageError("which sound? say --file FILE (paddock transcribe --help)")
     recipe = compose_choice(choice).recipe
     from paddock.llm import LLM
     from paddock.recipes import pipeline

@@ -36,6 +36,13 @@ def test_each_command_has_help_with_its_options(paddock: Run, command: str) -> N
     assert paddock("help", command).stdout == done.stdout
 
 
+def test_transcribe_asks_for_a_sound(paddock: Run) -> None:
+    done = paddock("transcribe", "demo")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--file" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_version(paddock: Run) -> None:
     assert paddock("--version").stdout.startswith("paddock ")
 
