@@ -65,11 +65,6 @@ class Gemma3Config(VisionLanguageConfig):
 
     @model_validator(mode="after")
     def _windows_fit(self) -> Self:
-        if self.image_token_id >= self.text_config.vocab_size:
-            raise ValueError(
-                f"image_token_id {self.image_token_id} is outside the vocabulary of"
-                f" {self.text_config.vocab_size}"
-            )
         vision = self.vision_config
         if vision is None:
             return self

@@ -88,11 +88,6 @@ class Idefics3Config(VisionLanguageConfig):
         side = self.vision_config.image_size // self.vision_config.patch_size
         if side % self.scale_factor:
             raise ValueError(f"scale_factor {self.scale_factor} does not divide {side} patches")
-        if self.image_token_id >= self.text_config.vocab_size:
-            raise ValueError(
-                f"image_token_id {self.image_token_id} is outside the vocabulary of"
-                f" {self.text_config.vocab_size}"
-            )
         return self
 
     @property

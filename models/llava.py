@@ -72,11 +72,6 @@ class LlavaConfig(VisionLanguageConfig):
                     f"vision_feature_layer {layer}: the tower has {layers} layers, so that one of"
                     f" {-layers - 1} to {layers} can be read"
                 )
-        if self.image_token_id >= self.text_config.vocab_size:
-            raise ValueError(
-                f"image_token_id {self.image_token_id} is outside the vocabulary of"
-                f" {self.text_config.vocab_size}"
-            )
         return self
 
     @property

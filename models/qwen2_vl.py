@@ -142,11 +142,6 @@ class Qwen2VLConfig(VisionLanguageConfig):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         text, vision = self.text_config, self.vision_config
-        if self.image_token_id >= text.vocab_size:
-            raise ValueError(
-                f"image_token_id {self.image_token_id} is outside the vocabulary of"
-                f" {text.vocab_size}"
-            )
         if vision.window_width != text.hidden_size:
             raise ValueError(
                 f"the tower makes {vision.window_width} numbers of a window, the text model has"

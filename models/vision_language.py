@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
+from pydantic import Field, model_validator
+
 from paddock.graph import nearest
 from paddock.models.config import ConfigError, ModelConfig
 from paddock.models.images import ImageForm
@@ -29,12 +31,22 @@ class VisionLanguageConfig(ModelConfig):
 
     text_config: ModelConfig
     vision_config: ModelConfig | None
+    image_token_id: int = Field(ge=0)
 
     text_parts: ClassVar[Mapping[str, Part]]
     """By `model_type`; the first where a file says none."""
     tower: ClassVar[str] = "vision"
     """What the names of the tower's tensors have in them."""
     vision_parts: ClassVar[Mapping[str, Part]]
+
+    @model_validator(mode="after")
+    def _images_stand_for_a_token(self) -> Self:
+        if self.image_token_id >= self.vocab_size:
+            raise ValueError(
+                f"image_token_id {self.image_token_id} is outside the vocabulary of"
+                f" {self.vocab_size}"
+            )
+        return self
 
     @property
     def text_model(self) -> Any:
