@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeGuard, cast
@@ -15,7 +15,7 @@ from paddock.recipes.any_checkpoint import recipe_for
 from paddock.recipes.compose import compose
 from paddock.recipes.progress import SILENT, Progress
 from paddock.runtime.audio.sound_file import SoundLimits, decode, read_sound
-from paddock.runtime.errors import QueueFull, RequestError
+from paddock.runtime.errors import RequestError
 from paddock.runtime.generate import generate
 from paddock.runtime.handle import RequestHandle
 from paddock.runtime.images.image_source import ImageSource, has_images
@@ -27,6 +27,7 @@ from paddock.runtime.outputs import (
     SequenceResult,
     Timing,
 )
+from paddock.runtime.queue_room import when_there_is_room, when_there_is_room_async
 from paddock.runtime.sampling.sampling_params import SamplingParams
 from paddock.runtime.scheduling.request import FinishReason
 from paddock.runtime.speech.listening import Asked, Listening
@@ -359,17 +360,8 @@ class LLM:
 
         For priorities, deadlines and refusal in the place of waiting: `llm.running.loop.submit`.
         """
-        return self._submit_when_room(self._token_ids(prompt), self.resolve(params))
-
-    def _submit_when_room(
-        self, prompt: str | Sequence[int] | ImagePrompt | SoundPrompt, params: SamplingParams
-    ) -> RequestHandle:
-        while True:
-            departures = self._loop.departures
-            try:
-                return self._loop.submit(prompt, params)
-            except QueueFull:
-                self._loop.wait_for_room(departures)
+        asked = self._token_ids(prompt), self.resolve(params)
+        return when_there_is_room(self._loop, partial(self._loop.submit, *asked))
 
     def close(self) -> None:
         """End the engine's thread and give its memory back. What is unfinished is cancelled."""
@@ -402,14 +394,8 @@ class LLM:
         return cast(Sequence[int], prompt)
 
     async def _asubmit_when_room(self, prompt: Prompt, params: SamplingParams) -> RequestHandle:
-        token_ids = self._token_ids(prompt)
-        while True:
-            departures = self._loop.departures
-            try:
-                return self._loop.submit(token_ids, params)
-            except QueueFull:
-                # For a second at most, so that a thread does not outlive a cancelled task for long.
-                await asyncio.to_thread(self._loop.wait_for_room, departures, 1.0)
+        asked = self._token_ids(prompt), params
+        return await when_there_is_room_async(self._loop, partial(self._loop.submit, *asked))
 
 
 def encode_chat(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
-from paddock.runtime.errors import QueueFull, RequestError
+from paddock.runtime.errors import RequestError
 from paddock.runtime.handle import RequestHandle
 from paddock.runtime.images.prepared import ImagePrompt
 from paddock.runtime.loop import Loop
 from paddock.runtime.outputs import RequestResult
+from paddock.runtime.queue_room import when_there_is_room
 from paddock.runtime.sampling.sampling_params import SamplingParams
 from paddock.runtime.speech.sound_prompt import SoundPrompt
 
@@ -47,7 +49,7 @@ def generate(
 
     try:
         for prompt, own in zip(prompts, params, strict=True):
-            handles.append(_submit_when_there_is_room(loop, prompt, own))
+            handles.append(when_there_is_room(loop, partial(loop.submit, prompt, own)))
             while len(results) < len(handles) and handles[len(results)].done:
                 take()
         while len(results) < len(handles):
@@ -57,12 +59,3 @@ def generate(
             handle.cancel()
         raise
     return results
-
-
-def _submit_when_there_is_room(loop: Loop, prompt: Prompt, params: SamplingParams) -> RequestHandle:
-    while True:
-        departures = loop.departures
-        try:
-            return loop.submit(prompt, params)
-        except QueueFull:
-            loop.wait_for_room(departures)

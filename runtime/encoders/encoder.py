@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -15,7 +16,8 @@ from paddock.graph.errors import nearest
 from paddock.runtime.encoders.encoder_loop import EncoderLoop, EncoderStats
 from paddock.runtime.encoders.pooling import Reads, normalized, pool, reads_of
 from paddock.runtime.encoders.sentence_files import SentenceFiles
-from paddock.runtime.errors import QueueFull, RequestError, RequestTooLarge
+from paddock.runtime.errors import RequestError, RequestTooLarge
+from paddock.runtime.queue_room import when_there_is_room, when_there_is_room_async
 from paddock.runtime.text.tokenizer import Encoded, Tokenizer
 
 Input: TypeAlias = str | tuple[str, str] | Sequence[int]
@@ -346,15 +348,8 @@ class Encoder:
         futures: list[Future[Array]] = []
         try:
             for item in work:
-                while True:
-                    departures = self.loop.departures
-                    try:
-                        futures.append(self._submit(item))
-                        break
-                    except QueueFull:
-                        if not wait:
-                            raise
-                        self.loop.wait_for_room(departures)
+                submit = partial(self._submit, item)
+                futures.append(when_there_is_room(self.loop, submit) if wait else submit())
             return [future.result() for future in futures]
         except BaseException:
             for future in futures:
@@ -365,16 +360,10 @@ class Encoder:
         futures: list[Future[Array]] = []
         try:
             for item in work:
-                while True:
-                    departures = self.loop.departures
-                    try:
-                        futures.append(self._submit(item))
-                        break
-                    except QueueFull:
-                        if not wait:
-                            raise
-                        # A second at most, so that no thread outlives a cancelled task for long.
-                        await asyncio.to_thread(self.loop.wait_for_room, departures, 1.0)
+                submit = partial(self._submit, item)
+                futures.append(
+                    await when_there_is_room_async(self.loop, submit) if wait else submit()
+                )
             return [await asyncio.wrap_future(future) for future in futures]
         except BaseException:
             for future in futures:

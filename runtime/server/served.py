@@ -127,11 +127,6 @@ class ServedEncoder(Served):
     encoder: Encoder
 
     @property
-    def chats(self) -> bool:
-        """Whether it answers conversations."""
-        return False
-
-    @property
     def watched(self) -> Watched:
         return self.encoder.loop
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
-from paddock.runtime.errors import QueueFull, RequestError
+from paddock.runtime.errors import RequestError
 from paddock.runtime.handle import RequestHandle
 from paddock.runtime.loop import Loop
+from paddock.runtime.queue_room import when_there_is_room
 from paddock.runtime.scheduling.request import FinishReason
 from paddock.runtime.speech.listening import Listening
 from paddock.runtime.speech.transcript import Transcript
@@ -39,10 +41,4 @@ def transcribe(loop: Loop, sounds: Sequence[Listening]) -> list[Transcript]:
 
 def _submit(loop: Loop, one: Listening) -> RequestHandle | None:
     asked = one.ask()
-    while asked is not None:
-        departures = loop.departures
-        try:
-            return loop.submit(*asked)
-        except QueueFull:
-            loop.wait_for_room(departures)
-    return None
+    return None if asked is None else when_there_is_room(loop, partial(loop.submit, *asked))
